@@ -1,0 +1,54 @@
+# Everything runs from here. A fresh machine needs Python 3.11 with venv, make and git.
+PYTHON ?= python3.11
+UV_VERSION = 0.13.9
+BIN = .venv/bin
+UV = $(BIN)/uv
+# A machine without a GPU takes torch's CPU build: from PIP_FIND_LINKS where that is set,
+# else from the index that uv knows for it.
+ifdef PIP_FIND_LINKS
+MAIN_TORCH = --find-links $(PIP_FIND_LINKS)
+SERVING_TORCH = --find-links $(PIP_FIND_LINKS)
+else
+MAIN_TORCH = --torch-backend auto
+SERVING_TORCH = --torch-backend cpu
+endif
+
+.PHONY: setup demo test lint types check interop records lock clean
+
+setup: .venv/.installed .venv-serving/.installed
+
+.venv/.installed: requirements/main.txt requirements/data.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
+	$(UV) pip install -q --python $(BIN)/python --no-deps --compile-bytecode $(MAIN_TORCH) \
+	  -r requirements/main.txt -r requirements/data.txt
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+# vLLM pins another compressed-tensors: an environment of its own. Compiled at once, because every
+# vLLM process would otherwise compile its imports again.
+.venv-serving/.installed: requirements/serving.txt .venv/.installed
+	$(UV) venv -q --clear --python $(PYTHON) .venv-serving
+	$(UV) pip install -q --python .venv-serving/bin/python --no-deps --compile-bytecode \
+	  $(SERVING_TORCH) -r requirements/serving.txt
+	touch $@
+
+demo: setup
+	rm -rf exports/smollm2-135m-w4
+	$(BIN)/qsun quantize configs/smollm2-135m.yaml
+	$(BIN)/qsun inspect exports/smollm2-135m-w4
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf .venv .venv-serving .venv-interop

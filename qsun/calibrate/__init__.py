@@ -1,0 +1,1 @@
+"""Calibrate: the text that a quantization sees, read, tokenized, counted and digested."""

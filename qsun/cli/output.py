@@ -1,0 +1,198 @@
+"""Output: plans and results as text a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsun.files import GIB
+
+if TYPE_CHECKING:
+    from qsun.doctor import Finding
+    from qsun.inspection import Inspection
+    from qsun.jobs.quantize import Prepared
+
+WORST_LAYERS = 6
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def size(count: float) -> str:
+    """Bytes with a unit."""
+    for unit, scale in (("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plan_text(prepared: Prepared) -> str:
+    """The plan and its estimate, a line per kind of layer."""
+    plan, expected = prepared.plan, prepared.estimate
+    kind = "symmetric" if plan.symmetric else "asymmetric"
+    kinds: dict[tuple[str, int, int], int] = {}
+    for layer in plan.layers:
+        key = (layer.name.rpartition(".")[2], layer.in_features, layer.out_features)
+        kinds[key] = kinds.get(key, 0) + 1
+    rows = [
+        [name, str(count), f"{inputs} -> {outputs}", str(plan.bits), str(plan.group_size)]
+        for (name, inputs, outputs), count in kinds.items()
+    ]
+    return "\n".join(
+        [
+            f"{prepared.run.name}: {plan.architecture}, W{plan.bits}A16 {kind}, "
+            f"group {plan.group_size}, {plan.format}",
+            table(["layer", "count", "shape", "bits", "group"], rows),
+            f"kept in full precision: embeddings, norms, {', '.join(plan.full_precision_layers)}",
+            f"calibration: {prepared.calibration.samples} samples of at most "
+            f"{prepared.calibration.max_tokens} tokens",
+            f"estimated: checkpoint {size(expected.checkpoint_bytes)}, "
+            f"disk {size(expected.disk_bytes)}, memory {size(expected.memory_bytes)}, "
+            f"AWQ search {duration(expected.search_s)}",
+        ]
+    )
+
+
+def quantization_text(out: Path, question: str, result: dict[str, Any]) -> str:
+    """What a finished run made: worst layers, size, perplexity, load check, cost."""
+    quantization = result["quantization"]
+    worst = sorted(quantization["layers"], key=lambda layer: -layer["awq_error"])[:WORST_LAYERS]
+    rows = [
+        [
+            layer["name"],
+            f"{100 * layer['rtn_error']:.2f} %",
+            f"{100 * layer['awq_error']:.2f} %",
+        ]
+        for layer in worst
+    ]
+    others = len(quantization["layers"]) - len(worst)
+    cost = result["cost"]
+    facts = [
+        ["decode module", str(out)],
+        [
+            "quantized layers",
+            f"{size(quantization['layer_bytes'])}, {quantization['size_ratio']:.3f} of 16-bit",
+        ],
+        [
+            "checkpoint",
+            f"{size(quantization['checkpoint_bytes'])} from {size(quantization['base_bytes'])}",
+        ],
+        ["perplexity", _perplexity(quantization["perplexity"])],
+        *_load_check_facts(result["load_check"], question),
+        [
+            "cost",
+            f"{duration(cost['wall_s'])} in all, AWQ search {duration(cost['search_s'])} "
+            f"(estimated {duration(cost['search_s_estimated'])}), peak memory "
+            f"{size(cost['peak_memory_bytes'])} "
+            f"(estimated {size(cost['peak_memory_bytes_estimated'])})",
+        ],
+    ]
+    return "\n".join(
+        [
+            "Relative output error of the worst layers:",
+            table(["layer", "round-to-nearest", "AWQ"], rows),
+            f"... and {others} better ones (records/quantization.json has all)",
+            "",
+            *(f"{name + ':':18}{value}" for name, value in facts),
+        ]
+    )
+
+
+def _perplexity(values: dict[str, float]) -> str:
+    full = values["full_precision"]
+    return ", ".join(
+        [f"full precision {full:.3f}"]
+        + [
+            f"{label} {values[key]:.3f} ({100 * (values[key] / full - 1):+.1f} %)"
+            for label, key in (("AWQ", "quantized"), ("round-to-nearest", "round_to_nearest"))
+        ]
+    )
+
+
+def _load_check_facts(check: dict[str, Any], question: str) -> list[list[str]]:
+    if check["mode"] == "skip":
+        return [["load check", "not run (load_check.mode is skip)"]]
+    quantized = check["quantized"]
+    noise = check.get("full_precision")
+    beside = f"; full precision {noise['mean_difference']:.3f}" if noise else ""
+    return [
+        [
+            "load check",
+            f"passed: vLLM differs from transformers by {quantized['mean_difference']:.3f} nats "
+            f"a token over {quantized['prompts']} prompts{beside}",
+        ],
+        ["greedy text", _greedy(quantized["greedy_texts"], quantized["greedy_gaps"])],
+        ["asked vLLM", question],
+        ["it answered", " ".join(quantized["answer"].split())],
+    ]
+
+
+def _greedy(texts: int, gaps: Sequence[float]) -> str:
+    if not gaps:
+        return f"all {texts} continuations equal"
+    return (
+        f"{texts - len(gaps)} of {texts} continuations equal; the others part where the reference "
+        f"is at most {max(gaps):.3f} nats apart"
+    )
+
+
+def inspection_text(found: Inspection) -> str:
+    """What `qsun inspect` prints."""
+    kv = found.kv
+    window = f", window {kv.sliding_window}" if kv.sliding_window else ""
+    facts = [
+        ["architecture", f"{found.architecture}, {found.dtype}"],
+        ["embeddings", "tied with the head" if found.tied_embeddings else "not tied"],
+        [
+            "KV layout",
+            f"{kv.layers} layers x {kv.kv_heads} heads x {kv.head_dim}, "
+            f"{kv.bytes_per_token} bytes a token",
+        ],
+        ["rotary", f"{kv.rope_type}, theta {kv.rope_theta:g}{window}, {kv.max_tokens} tokens"],
+        ["vocabulary", str(kv.vocabulary)],
+        ["quantization", str(found.scheme or "none")],
+    ]
+    if found.scheme:
+        facts.append(
+            [
+                "quantized layers",
+                f"{found.quantized_layers}, {size(found.quantized_layer_bytes)}",
+            ]
+        )
+    if found.weight_bytes:
+        facts.append(["weight files", size(found.weight_bytes)])
+    if found.record:
+        state = f"{len(found.files_changed)} files changed" if found.files_changed else "all files"
+        facts.append(
+            ["record", f"{found.record}, {state}{'' if found.files_changed else ' match'}"]
+        )
+    return "\n".join(f"{name + ':':18}{value}" for name, value in facts)
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """What `qsun doctor` prints: one line a finding, and beneath it what mends it."""
+    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.level]}  {finding.about}: {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':9}-> {finding.remedy}")
+    return "\n".join(lines)

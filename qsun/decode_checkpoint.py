@@ -1,0 +1,174 @@
+"""Quantized decode modules on disk, both formats: layer by layer, or as a dense model.
+
+A layer is read as what it means, signed codes with a zero and a scale per group, so that the same
+module has the same digests whether it was written by compressed-tensors or in AutoAWQ's layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from qsun.autoawq import unpack
+from qsun.errors import ModelError
+from qsun.models import Tensors, check_checkpoint, read_config_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How every quantized layer of a module is quantized."""
+
+    format: str
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"W{self.bits}A16 {kind}, group {self.group_size}, {self.format}"
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One linear layer: weight = (codes - zeros) * scales, group by group along the inputs.
+
+    `codes` int8 `[out, in]`, signed; `zeros` int8 and `scales` float, both `[out, in / group]`.
+    """
+
+    name: str
+    codes: torch.Tensor
+    zeros: torch.Tensor
+    scales: torch.Tensor
+
+    def weight(self) -> torch.Tensor:
+        """The exact weight, float32 `[out, in]`."""
+        out_features, groups = self.scales.shape
+        codes = self.codes.reshape(out_features, groups, -1).float()
+        weight = (codes - self.zeros.float().unsqueeze(-1)) * self.scales.float().unsqueeze(-1)
+        return weight.reshape(out_features, -1)
+
+    def digest(self) -> str:
+        """SHA-256 over codes, zeros and scales."""
+        state = hashlib.sha256()
+        for tensor in (self.codes, self.zeros, self.scales.float()):
+            state.update(tensor.contiguous().numpy().data)
+        return state.hexdigest()
+
+
+def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
+    """The quantization that a `config.json` declares; None when it declares none.
+
+    Raises:
+        ModelError: a quantization that is not one of qsun's two formats.
+    """
+    settings = config.get("quantization_config")
+    if settings is None:
+        return None
+    method = settings.get("quant_method")
+    if method == "awq" and settings.get("version") == "gemm":
+        return Scheme("awq", settings["bits"], settings["group_size"], symmetric=False)
+    groups = list(settings.get("config_groups", {}).values())
+    if method != "compressed-tensors" or settings.get("format") != "pack-quantized":
+        raise ModelError(f"unknown quantization {method!r}, format {settings.get('format')!r}")
+    if len(groups) != 1:
+        raise ModelError(f"{len(groups)} quantization groups: qsun reads one scheme per module")
+    weights = groups[0]["weights"]
+    return Scheme(
+        "compressed-tensors", weights["num_bits"], weights["group_size"], weights["symmetric"]
+    )
+
+
+class DecodeCheckpoint:
+    """A quantized decode module's folder, opened for reading.
+
+    Raises:
+        ModelError: damaged, unsafe, or not quantized.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_checkpoint(folder)
+        self.folder = folder
+        self.config = read_config_file(folder / "config.json")
+        scheme = scheme_of(self.config)
+        if scheme is None:
+            raise ModelError(f"{folder} is not quantized: its config.json declares no scheme")
+        self.scheme = scheme
+        self._tensors = Tensors(folder)
+        self._code_suffix = ".qweight" if scheme.format == "awq" else ".weight_packed"
+
+    def __enter__(self) -> DecodeCheckpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tensors.__exit__(*error)
+
+    def layer_names(self) -> list[str]:
+        """Names of the quantized linear layers."""
+        return [
+            name.removesuffix(self._code_suffix)
+            for name in self._tensors.names()
+            if name.endswith(self._code_suffix)
+        ]
+
+    def layers(self) -> Iterator[QuantizedLayer]:
+        """Every quantized layer, one in memory at a time."""
+        for name in self.layer_names():
+            yield self._gemm_layer(name) if self.scheme.format == "awq" else self._layer(name)
+
+    def _gemm_layer(self, name: str) -> QuantizedLayer:
+        middle = 2 ** (self.scheme.bits - 1)
+        codes = unpack(self._tensors[f"{name}.qweight"]).t() - middle
+        zeros = unpack(self._tensors[f"{name}.qzeros"]).t() - middle
+        scales = self._tensors[f"{name}.scales"].t()
+        return QuantizedLayer(name, codes.contiguous(), zeros.contiguous(), scales.contiguous())
+
+    def _layer(self, name: str) -> QuantizedLayer:
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        shape = torch.Size(self._tensors[f"{name}.weight_shape"].tolist())
+        bits = self.scheme.bits
+        codes = unpack_from_int32(self._tensors[f"{name}.weight_packed"], bits, shape)
+        scales = self._tensors[f"{name}.weight_scale"]
+        zeros = torch.zeros(scales.shape, dtype=torch.int8)
+        if not self.scheme.symmetric:
+            packed = self._tensors[f"{name}.weight_zero_point"]
+            zeros = unpack_from_int32(packed, bits, scales.shape, packed_dim=0)
+        return QuantizedLayer(name, codes, zeros, scales)
+
+    def other_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that belongs to no quantized layer."""
+        quantized = tuple(f"{name}." for name in self.layer_names())
+        biases = {f"{name}bias" for name in quantized}
+        for name in self._tensors.names():
+            if name in biases or not name.startswith(quantized):
+                yield name, self._tensors[name]
+
+    def layer_bytes(self) -> int:
+        """Bytes on disk of all quantized layers, their scales and zeros included."""
+        others = sum(tensor.nbytes for _, tensor in self.other_tensors())
+        return sum(self._tensors[name].nbytes for name in self._tensors.names()) - others
+
+
+def load_dequantized(folder: Path) -> PreTrainedModel:
+    """The module as a dense, frozen model in its own dtype, computing what its codes mean."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with DecodeCheckpoint(folder) as checkpoint:
+        config = AutoConfig.from_pretrained(folder)
+        del config.quantization_config
+        dtype = getattr(torch, str(checkpoint.config.get("dtype", "bfloat16")))
+        state = {name: tensor.to(dtype) for name, tensor in checkpoint.other_tensors()}
+        for layer in checkpoint.layers():
+            state[f"{layer.name}.weight"] = layer.weight().to(dtype)
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype
+        )
+    return cast("PreTrainedModel", model.eval().requires_grad_(False))

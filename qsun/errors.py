@@ -1,0 +1,66 @@
+"""The error tree: what a user can put right, each kind with an exit code of its own.
+
+A `QsunError` is shown as its message alone; any other exception is a bug and keeps its traceback.
+Exit code 2 belongs to the command line parser (click) and 130 to Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class QsunError(Exception):
+    """Root of everything a user can put right. The message says what, where and the remedy."""
+
+    exit_code = 1
+
+
+class ConfigError(QsunError):
+    """A configuration or calibration definition with unknown keys or impossible values."""
+
+    exit_code = 3
+
+
+class ModelError(QsunError):
+    """A model that is missing, unreadable, damaged, unsafe or of an unsupported architecture."""
+
+    exit_code = 4
+
+
+class PlanError(QsunError):
+    """A quantization that cannot be done as asked, found before any weight is loaded."""
+
+    exit_code = 5
+
+
+class CalibrationError(QsunError):
+    """Calibration or held-out text that is missing, empty, or not where the definition says."""
+
+    exit_code = 6
+
+
+class OutputError(QsunError):
+    """An output folder that is in use, or a disk without enough room."""
+
+    exit_code = 7
+
+
+class ServingEnvironmentError(QsunError):
+    """No usable vLLM interpreter, or a vLLM process that did not start."""
+
+    exit_code = 8
+
+
+class LoadCheckError(QsunError):
+    """vLLM does not compute what was quantized."""
+
+    exit_code = 9
+
+
+def bullet_list(lines: Iterable[str], at_most: int = 12) -> str:
+    """One indented line per entry; a long list ends with the number of those left out."""
+    entries = list(lines)
+    shown = [f"  - {entry}" for entry in entries[:at_most]]
+    if len(entries) > at_most:
+        shown.append(f"  ... and {len(entries) - at_most} more")
+    return "\n".join(shown)

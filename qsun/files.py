@@ -1,0 +1,118 @@
+"""Files: digests, atomic writes, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qsun.errors import OutputError
+
+GIB = 1024**3
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its path relative to the folder."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON so that `path` holds either the old text or all of the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(value, stream, indent=1, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds, or would hold, `path`."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise `OutputError` unless `folder` is absent or empty."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(
+            f"output {folder} already exists and is not an empty folder.\n"
+            "Choose another --out, or remove it yourself: qsun never overwrites."
+        )
+
+
+@contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes `target` when the block ends well.
+
+    If the block raises, or is interrupted, the scratch folder goes and `target` never existed.
+
+    Raises:
+        OutputError: `target` is in use, cannot be created, or the disk filled up on the way.
+    """
+    refuse_used_folder(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write beside {target}: {error.strerror}") from error
+    try:
+        yield scratch
+        for path in scratch.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        scratch.chmod(0o755)
+        _sync(scratch)
+        if target.is_dir():
+            target.rmdir()
+        scratch.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            f"the disk of {target.parent} filled up: nothing was published.\n"
+            "Free some room or choose another --out; --dry-run says how much is needed."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

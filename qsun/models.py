@@ -1,0 +1,323 @@
+"""Models: where a checkpoint lies, what its config says, and how it is opened safely.
+
+Only safetensors and GGUF are read, and never code that a model folder brings along.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from qsun.errors import ModelError, bullet_list
+from qsun.files import sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE_PREFIX = "package:"
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One place a model can come from; exactly one of the three is set."""
+
+    folder: Path | None = None
+    gguf: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A linear layer of a model: its weight is `[out_features, in_features]`."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model's linear layers in order, and its number of parameters (tied ones once)."""
+
+    linears: tuple[LinearShape, ...]
+    parameters: int
+
+
+def locate(model: str, revision: str | None, relative_to: Path) -> ModelSource:
+    """Find what a config's `base.model` means, without reading it.
+
+    Raises:
+        ModelError: a package or path that does not exist.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return ModelSource(gguf=_file_in_package(model.removeprefix(PACKAGE_PREFIX)))
+    if model.startswith((".", "/", "~")):
+        path = (relative_to / Path(model).expanduser()).resolve()
+        if path.is_dir():
+            return ModelSource(folder=path)
+        if path.is_file() and path.suffix == ".gguf":
+            return ModelSource(gguf=path)
+        raise ModelError(f"base.model: there is no model folder or .gguf file at {path}")
+    return ModelSource(hub_id=model, revision=revision)
+
+
+def _file_in_package(reference: str) -> Path:
+    package, _, name = reference.partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"base.model: package {package!r} is not installed in this environment.\n"
+            "`make setup` installs the packages that the shipped configs name."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if not path.is_file():
+        raise ModelError(f"base.model: package {package!r} has no file {name!r}")
+    return path
+
+
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """The model's `config.json` as a mapping, weights untouched.
+
+    Raises:
+        ModelError: missing, unreadable, not a model config, or asking for remote code.
+    """
+    if source.gguf is not None:
+        from qsun.gguf_file import gguf_config
+
+        return gguf_config(source.gguf)
+    if source.folder is not None:
+        return read_config_file(source.folder / "config.json")
+    return read_config_file(_hub_config(source))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read one `config.json`; errors as in `read_config`."""
+    config = _read_json(path)
+    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
+        raise ModelError(f"{path} names no architecture: it is not a model's config.json")
+    if "auto_map" in config:
+        raise ModelError(
+            f"{path} asks to run code that the model brings along (auto_map).\n"
+            "qsun runs no remote code: use a checkpoint of an architecture that transformers "
+            "has built in."
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} is not a model folder: it has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value
+
+
+def _hub_config(source: ModelSource) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    assert source.hub_id is not None
+    try:
+        return Path(hf_hub_download(source.hub_id, "config.json", revision=source.revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(_hub_message(source.hub_id, error)) from error
+
+
+def _hub_message(hub_id: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"cannot get {hub_id!r} from the Hugging Face hub: {reason}\n"
+        "Check the id, the network and HF_TOKEN; write a local folder as ./folder; or plan "
+        "without weights by --dry-run and base.config."
+    )
+
+
+@contextmanager
+def checkpoint_folder(source: ModelSource, scratch: Path, dtype: str) -> Iterator[Path]:
+    """The base model as a Hugging Face folder: as it lies, from the hub, or converted from GGUF.
+
+    A conversion goes to `scratch`, as `dtype`. The folder has passed `check_checkpoint`.
+    """
+    if source.gguf is not None:
+        from qsun.gguf_file import convert_gguf
+
+        convert_gguf(source.gguf, scratch, dtype)
+        folder = scratch
+    elif source.folder is not None:
+        folder = source.folder
+    else:
+        folder = _hub_snapshot(source)
+    check_checkpoint(folder)
+    yield folder
+
+
+def _hub_snapshot(source: ModelSource) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.hub_id is not None
+    try:
+        return Path(
+            snapshot_download(source.hub_id, revision=source.revision, allow_patterns=HUB_FILES)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(_hub_message(source.hub_id, error)) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, those of its index when it has one.
+
+    Raises:
+        ModelError: there are none, or the index names a file that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            raise ModelError(
+                f"{folder} has no *.safetensors file. qsun reads no pickled weights (.bin, .pt): "
+                "save the model again with safe_serialization."
+            )
+        return found
+    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise ModelError(f"{index} names files that are missing:\n{bullet_list(missing)}")
+    return [folder / name for name in names]
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that is incomplete, damaged, or asks for remote code.
+
+    Raises:
+        ModelError: names every damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_config_file(folder / "config.json")
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists() and "auto_map" in _read_json(tokenizer):
+        raise ModelError(f"{tokenizer} asks to run code that the model brings along (auto_map).")
+    damaged = []
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                if not tensors.keys():
+                    damaged.append(f"{path.name}: holds no tensors")
+        except (SafetensorError, OSError) as error:
+            damaged.append(f"{path.name}: {error}")
+    if damaged:
+        raise ModelError(
+            f"{folder} has damaged weight files:\n{bullet_list(damaged)}\nFetch them again."
+        )
+
+
+class Tensors:
+    """The tensors of a checkpoint folder, read from disk one at a time by name."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self._stack = ExitStack()
+        self._by_name: dict[str, Any] = {}
+        for path in weight_files(folder):
+            opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._by_name.update(dict.fromkeys(opened.keys(), opened))
+
+    def __enter__(self) -> Tensors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._by_name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return cast("torch.Tensor", self._by_name[name].get_tensor(name))
+
+
+def serving_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype a module is kept and served in: its own, but bfloat16 for float32 (as vLLM)."""
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return "bfloat16" if dtype == "float32" else str(dtype)
+
+
+def transformers_config(config: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
+    """The transformers configuration object of a `config.json` mapping, with `changes` applied.
+
+    Raises:
+        ModelError: a model type transformers does not have, or fields it rejects.
+    """
+    from transformers import AutoConfig
+
+    settings = {key: value for key, value in config.items() if key != "model_type"} | changes
+    try:
+        return AutoConfig.for_model(config.get("model_type", ""), **settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"transformers rejects this model config: {error}") from error
+
+
+def skeleton(config: Mapping[str, Any]) -> Skeleton:
+    """The shapes of the model that `config` describes, worked out without any weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(transformers_config(config))
+    linears = tuple(
+        LinearShape(name, module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    return Skeleton(linears, parameters=model.num_parameters())
+
+
+def load_model(folder: Path, dtype: str) -> PreTrainedModel:
+    """The causal language model of a checked folder, in evaluation mode and frozen."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    return cast("PreTrainedModel", model.eval().requires_grad_(False))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checked folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return cast(
+            "PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot read the tokenizer of {folder}: {reason}") from error
+
+
+def fingerprint(source: ModelSource, folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that hold the weights, by name."""
+    files = [source.gguf] if source.gguf is not None else weight_files(folder)
+    return {path.name: sha256_file(path) for path in files}

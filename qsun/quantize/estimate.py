@@ -1,0 +1,126 @@
+"""The estimate: memory, disk and time of a quantization, before it starts and without weights.
+
+Time is measured, not guessed: one decoder block of the model's own shape, with random weights, is
+run and quantized once on this machine, and the search is so many of those. Memory is a sum of
+what llm-compressor's AWQ holds at its peak.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qsun.models import Skeleton, transformers_config
+from qsun.quantize.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+PROCESS_BYTES = 1_200_000_000  # Python with torch, transformers and llm-compressor imported
+VALUE_BYTES = 2  # bfloat16 and float16
+CLONES = 4  # of the widest smoothed pair: original, candidate, float32 candidate (counts double)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to need. `search_s` covers the AWQ search alone."""
+
+    memory_bytes: int
+    disk_bytes: int
+    checkpoint_bytes: int
+    search_s: float
+
+
+def estimate(
+    plan: Plan,
+    config: Mapping[str, Any],
+    shape: Skeleton,
+    samples: int,
+    max_tokens: int,
+    grid_points: int,
+    converts: bool,
+) -> Estimate:
+    """Estimate a run over `samples` texts of at most `max_tokens` tokens.
+
+    `converts` says that the base model is first written out as a Hugging Face folder.
+    """
+    other_bytes = (shape.parameters - plan.weight_count) * VALUE_BYTES
+    checkpoint = plan.layer_bytes + other_bytes
+    model_bytes = shape.parameters * VALUE_BYTES
+    return Estimate(
+        memory_bytes=_memory(config, model_bytes, samples, max_tokens),
+        disk_bytes=checkpoint + (model_bytes if converts else 0),
+        checkpoint_bytes=checkpoint,
+        search_s=_search_s(plan, config, samples, max_tokens, grid_points),
+    )
+
+
+def _memory(config: Mapping[str, Any], model_bytes: int, samples: int, max_tokens: int) -> int:
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    tokens = samples * max_tokens
+    # Inputs of attention, MLP and down_proj, the block's own input, and outputs before and after.
+    activations = tokens * (5 * hidden + 2 * intermediate) * VALUE_BYTES
+    clones = CLONES * 2 * hidden * intermediate * VALUE_BYTES
+    logits = max_tokens * config["vocab_size"] * 4 * 2
+    return PROCESS_BYTES + model_bytes + activations + clones + logits
+
+
+def _search_s(
+    plan: Plan, config: Mapping[str, Any], samples: int, max_tokens: int, grid_points: int
+) -> float:
+    blocks = config["num_hidden_layers"]
+    forward_s, quantize_s = time_one_block(config, plan, max_tokens)
+    sizes = {
+        layer.name.rpartition(".")[2]: layer.in_features * layer.out_features
+        for layer in plan.layers
+    }
+    # Attention and MLP are re-run for their norms' scales, down_proj once more for up_proj's.
+    rerun = 1 + sizes.get("down_proj", 0) / max(sum(sizes.values()), 1)
+    forwards = (grid_points + 1) * rerun + 2
+    return blocks * (samples * forwards * forward_s + grid_points * quantize_s)
+
+
+def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> tuple[float, float]:
+    """Seconds to run one block over one text, and to quantize its weights once."""
+    import torch
+    from compressed_tensors.quantization import QuantizationArgs
+    from transformers import AutoModelForCausalLM
+
+    from qsun.quantize.grid import round_to_nearest
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tiny = transformers_config(
+        config, num_hidden_layers=1, vocab_size=256, pad_token_id=None, layer_types=None
+    )
+    model = AutoModelForCausalLM.from_config(tiny, dtype=torch.bfloat16).to(device).eval()
+    tokens = torch.randint(0, 256, (1, max_tokens), device=device)
+    weights = [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    args = QuantizationArgs(
+        num_bits=plan.bits, symmetric=plan.symmetric, strategy="group", group_size=plan.group_size
+    )
+
+    def quantize() -> None:
+        for weight in weights:
+            round_to_nearest(weight, args)
+
+    with torch.no_grad():
+        return _best_of(3, lambda: model.model(tokens), device), _best_of(2, quantize, device)
+
+
+def _best_of(repeats: int, work: Callable[[], Any], device: str | torch.device) -> float:
+    import torch
+
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,167 @@
+"""One quantization: measure the base model, smooth, round, write, and say what it cost."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
+from qsun.models import Tensors, load_model, load_tokenizer, serving_dtype
+from qsun.progress import announce, track
+from qsun.quantize.awq import Smoothed, SmoothingGain, apply_awq, weight_arguments
+from qsun.quantize.grid import quantized_layer, round_to_nearest
+from qsun.quantize.layer_error import output_error, sample_inputs
+from qsun.quantize.perplexity import perplexity
+from qsun.quantize.plan import Plan
+from qsun.quantize.write import check_written, write_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One quantized layer: relative output errors and the digest of its codes, zeros, scales.
+
+    `rtn_error` is round-to-nearest without smoothing, `awq_error` is what was written.
+    """
+
+    name: str
+    bits: int
+    group_size: int
+    rtn_error: float
+    awq_error: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The outcome of a run; perplexities are over the held-out text."""
+
+    layers: list[LayerResult]
+    smoothing: list[SmoothingGain]
+    perplexity: dict[str, float]
+    layer_bytes: int
+    layer_bytes_full_precision: int
+    checkpoint_bytes: int
+    base_bytes: int
+    search_s: float
+
+    @property
+    def size_ratio(self) -> float:
+        """Bytes of the quantized layers over the bytes they took at 16 bits."""
+        return self.layer_bytes / self.layer_bytes_full_precision
+
+    def summary(self) -> dict[str, Any]:
+        """The outcome as plain values, for a record."""
+        return asdict(self) | {"size_ratio": self.size_ratio}
+
+
+def quantize(
+    base: Path,
+    config: Mapping[str, Any],
+    plan: Plan,
+    texts: Sequence[Sequence[int]],
+    heldout: Sequence[Sequence[int]],
+    grid_points: int,
+    out: Path,
+) -> Quantization:
+    """Quantize the checkpoint in `base` and write the decode module to `out`."""
+    names = [layer.name for layer in plan.layers]
+    dtype = serving_dtype(config)
+    model = load_model(base, dtype)
+    announce("measuring the base model")
+    full = perplexity(model, heldout, "perplexity, full precision")
+    inputs = sample_inputs(model, names, texts)
+    rtn_errors = _round_all(model, plan, inputs)
+    rounded = perplexity(model, heldout, "perplexity, round-to-nearest")
+    _restore(model, base, names)
+
+    announce(f"AWQ over {len(texts)} samples")
+    tokenizer = load_tokenizer(base)
+    start = time.monotonic()
+    smoothed = apply_awq(model, tokenizer, plan, texts, grid_points)
+    search_s = time.monotonic() - start
+    layers = _layer_results(model, base, plan, smoothed, inputs, rtn_errors)
+    del inputs
+    write_checkpoint(model, tokenizer, plan, out)
+    del model
+    gc.collect()
+
+    announce("reading the checkpoint back")
+    with DecodeCheckpoint(out) as checkpoint:
+        check_written(checkpoint.layers(), {layer.name: layer.sha256 for layer in layers})
+        layer_bytes = checkpoint.layer_bytes()
+    quantized = perplexity(load_dequantized(out), heldout, "perplexity, quantized")
+    return Quantization(
+        layers=layers,
+        smoothing=smoothed.gains,
+        perplexity={"full_precision": full, "round_to_nearest": rounded, "quantized": quantized},
+        layer_bytes=layer_bytes,
+        layer_bytes_full_precision=plan.weight_count * 2,
+        checkpoint_bytes=_tensor_bytes(out),
+        base_bytes=_tensor_bytes(base),
+        search_s=search_s,
+    )
+
+
+def _round_all(
+    model: PreTrainedModel, plan: Plan, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    from compressed_tensors.quantization import QuantizationArgs
+
+    arguments = QuantizationArgs(**weight_arguments(plan))
+    modules = dict(model.named_modules())
+    errors = {}
+    for layer in track(plan.layers, "round-to-nearest", len(plan.layers)):
+        weight = modules[layer.name].weight
+        rounded = round_to_nearest(weight, arguments)
+        errors[layer.name] = output_error(inputs[layer.name], weight, rounded)
+        weight.data.copy_(rounded)
+    return errors
+
+
+def _restore(model: PreTrainedModel, base: Path, names: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    with Tensors(base) as tensors:
+        for name in names:
+            modules[name].weight.data.copy_(tensors[f"{name}.weight"])
+
+
+def _layer_results(
+    model: PreTrainedModel,
+    base: Path,
+    plan: Plan,
+    smoothed: Smoothed,
+    inputs: Mapping[str, torch.Tensor],
+    rtn_errors: Mapping[str, float],
+) -> list[LayerResult]:
+    modules = dict(model.named_modules())
+    results = []
+    with Tensors(base) as tensors:
+        for layer in track(plan.layers, "layer errors", len(plan.layers)):
+            written = quantized_layer(layer.name, modules[layer.name])
+            stand_in = smoothed.undo(layer.name, written.weight())
+            original = tensors[f"{layer.name}.weight"]
+            error = output_error(inputs[layer.name], original, stand_in)
+            results.append(
+                LayerResult(
+                    name=layer.name,
+                    bits=plan.bits,
+                    group_size=plan.group_size,
+                    rtn_error=rtn_errors[layer.name],
+                    awq_error=error,
+                    sha256=written.digest(),
+                )
+            )
+    return results
+
+
+def _tensor_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,1 @@
+"""Verify: proof that what is served is what was made."""
