@@ -300,6 +300,26 @@ def load_model(folder: Path, dtype: str) -> PreTrainedModel:
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
 
 
+@contextmanager
+def on_accelerator(model: PreTrainedModel) -> Iterator[None]:
+    """Hold the model on the accelerator, where there is one with room; back to memory after."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 1.5 * _model_bytes(model):
+        yield
+        return
+    model.to("cuda")
+    try:
+        yield
+    finally:
+        model.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _model_bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checked folder.
 

@@ -16,4 +16,5 @@ def token_log_probabilities(model: PreTrainedModel, tokens: Sequence[int]) -> to
     ids = torch.tensor([tokens], device=model.device)
     with torch.no_grad():
         logits = model(ids).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].cpu()
+    scores: torch.Tensor = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return scores.cpu()

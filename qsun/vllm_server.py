@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -139,9 +139,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 process.wait(STOP_GRACE_S)
             except subprocess.TimeoutExpired:
                 continue
-    try:
-        # Engine processes outlive a server that was killed; the group does not.
+    # Engine processes outlive a server that was killed; the group does not.
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -30,6 +30,7 @@ from qsun.models import (
     load_model,
     load_tokenizer,
     locate,
+    on_accelerator,
     read_config,
     read_config_file,
     serving_dtype,
@@ -232,23 +233,25 @@ def _load_check(
     settings = prepared.run.load_check
     announce("load check: the quantized module in vLLM")
     model = load_dequantized(out)
-    reference = make_reference(model, heldout.tokens, settings)
+    with on_accelerator(model):
+        reference = make_reference(model, heldout.tokens, settings)
     check = check_load(out, reference, model, serving, settings, question=settings.question)
     del model
     result: dict[str, Any] = {"mode": settings.mode, "quantized": check.summary()}
     if settings.measure_noise:
         announce("load check: the base model in vLLM, for the noise of the comparison itself")
         full = load_model(base, serving_dtype(prepared.model_config))
-        noise = check_load(
-            base, make_reference(full, heldout.tokens, settings), full, serving, settings
-        )
+        with on_accelerator(full):
+            reference = make_reference(full, heldout.tokens, settings)
+        noise = check_load(base, reference, full, serving, settings)
         result["full_precision"] = noise.summary()
     require_pass(check, settings)
     return result
 
 
 def _folder(prepared: Prepared, which: str) -> Path:
-    return (prepared.config_dir / getattr(prepared.run.quantize, which)).absolute().parent
+    path: str = getattr(prepared.run.quantize, which)
+    return (prepared.config_dir / path).absolute().parent
 
 
 def _seed(seed: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from llmcompressor import oneshot
@@ -16,6 +16,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from pydantic import PrivateAttr
+from torch.utils.data import DataLoader, Dataset
 
 from qsun.progress import bar
 from qsun.quantize.mappings import SMOOTHINGS, assert_kv_neutral
@@ -135,7 +136,7 @@ def apply_awq(
         oneshot(
             model=model,
             tokenizer=tokenizer,
-            dataset=torch.utils.data.DataLoader(batches, batch_size=None),
+            dataset=DataLoader(cast("Dataset[Any]", batches), batch_size=None),
             recipe=[smoother, quantizer],
             pipeline="sequential",
         )

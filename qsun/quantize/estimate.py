@@ -58,19 +58,19 @@ def estimate(
 
 
 def _memory(config: Mapping[str, Any], model_bytes: int, samples: int, max_tokens: int) -> int:
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    hidden, intermediate = int(config["hidden_size"]), int(config["intermediate_size"])
     tokens = samples * max_tokens
     # Inputs of attention, MLP and down_proj, the block's own input, and outputs before and after.
     activations = tokens * (5 * hidden + 2 * intermediate) * VALUE_BYTES
     clones = CLONES * 2 * hidden * intermediate * VALUE_BYTES
-    logits = max_tokens * config["vocab_size"] * 4 * 2
+    logits = max_tokens * int(config["vocab_size"]) * 4 * 2
     return PROCESS_BYTES + model_bytes + activations + clones + logits
 
 
 def _search_s(
     plan: Plan, config: Mapping[str, Any], samples: int, max_tokens: int, grid_points: int
 ) -> float:
-    blocks = config["num_hidden_layers"]
+    blocks = int(config["num_hidden_layers"])
     forward_s, quantize_s = time_one_block(config, plan, max_tokens)
     sizes = {
         layer.name.rpartition(".")[2]: layer.in_features * layer.out_features

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize, quantize
@@ -14,11 +16,12 @@ def round_to_nearest(weight: torch.Tensor, args: QuantizationArgs) -> torch.Tens
     """`weight` `[out, in]` rounded to the nearest code per group, min-max scaled, dequantized."""
     groups = weight.reshape(weight.shape[0], -1, args.group_size)
     scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
-    return fake_quantize(x=weight, scale=scale, zero_point=zero, args=args)
+    rounded: torch.Tensor = fake_quantize(x=weight, scale=scale, zero_point=zero, args=args)
+    return rounded
 
 
-def quantized_layer(name: str, module: torch.nn.Module) -> QuantizedLayer:
-    """What a module calibrated by llm-compressor will be on disk."""
+def quantized_layer(name: str, module: Any) -> QuantizedLayer:
+    """What a linear module that llm-compressor has calibrated will be on disk."""
     args = module.quantization_scheme.weights
     codes = quantize(
         x=module.weight,

@@ -48,7 +48,8 @@ def sample_inputs(
 
 def output_error(inputs: torch.Tensor, weight: torch.Tensor, stand_in: torch.Tensor) -> float:
     """Relative error of the outputs, float; `inputs` `[rows, in]`, both weights `[out, in]`."""
-    rows, exact = inputs.float(), weight.float()
+    exact = weight.float()
+    rows = inputs.to(weight.device).float()
     reference = (rows @ exact.t()).norm()
     if reference == 0:
         return 0.0

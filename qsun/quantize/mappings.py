@@ -37,8 +37,10 @@ SMOOTHINGS: dict[str, tuple[Smoothing, ...]] = {
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 FEEDS_CACHE = frozenset(
-    ("k_proj", "v_proj", "qkv_proj", "k_norm", "v_norm")
-    + ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
+    {
+        *("k_proj", "v_proj", "qkv_proj", "k_norm", "v_norm"),
+        *("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"),
+    }
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
-from qsun.models import Tensors, load_model, load_tokenizer, serving_dtype
+from qsun.models import Tensors, load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.progress import announce, track
 from qsun.quantize.awq import Smoothed, SmoothingGain, apply_awq, weight_arguments
 from qsun.quantize.grid import quantized_layer, round_to_nearest
@@ -77,11 +77,12 @@ def quantize(
     dtype = serving_dtype(config)
     model = load_model(base, dtype)
     announce("measuring the base model")
-    full = perplexity(model, heldout, "perplexity, full precision")
-    inputs = sample_inputs(model, names, texts)
-    rtn_errors = _round_all(model, plan, inputs)
-    rounded = perplexity(model, heldout, "perplexity, round-to-nearest")
-    _restore(model, base, names)
+    with on_accelerator(model):
+        full = perplexity(model, heldout, "perplexity, full precision")
+        inputs = sample_inputs(model, names, texts)
+        rtn_errors = _round_all(model, plan, inputs)
+        rounded = perplexity(model, heldout, "perplexity, round-to-nearest")
+        _restore(model, base, names)
 
     announce(f"AWQ over {len(texts)} samples")
     tokenizer = load_tokenizer(base)
@@ -98,7 +99,9 @@ def quantize(
     with DecodeCheckpoint(out) as checkpoint:
         check_written(checkpoint.layers(), {layer.name: layer.sha256 for layer in layers})
         layer_bytes = checkpoint.layer_bytes()
-    quantized = perplexity(load_dequantized(out), heldout, "perplexity, quantized")
+    written = load_dequantized(out)
+    with on_accelerator(written):
+        quantized = perplexity(written, heldout, "perplexity, quantized")
     return Quantization(
         layers=layers,
         smoothing=smoothed.gains,

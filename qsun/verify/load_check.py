@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,7 +22,7 @@ from qsun.scoring import token_log_probabilities
 from qsun.vllm_server import VllmServer, serve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationMixin, PreTrainedModel
 
 CHAT_TOKENS = 64  # answer length of the one question asked at the end
 
@@ -65,7 +65,7 @@ class LoadCheck:
 def make_reference(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], settings: LoadCheckConfig
 ) -> Reference:
-    """Score the first `settings.prompts` texts, cut to `settings.prompt_tokens`, in transformers."""
+    """Score the first texts, cut to the length asked for, in transformers."""
     prompts = [list(text[: settings.prompt_tokens]) for text in texts[: settings.prompts]]
     scored = [
         token_log_probabilities(model, prompt).tolist()
@@ -75,14 +75,14 @@ def make_reference(
     for prompt in prompts[: settings.greedy_prompts]:
         start = prompt[: max(1, len(prompt) // 2)]
         ids = torch.tensor([start], device=model.device)
-        output = model.generate(
+        output = cast("GenerationMixin", model).generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=settings.greedy_tokens,
             min_new_tokens=settings.greedy_tokens,
             do_sample=False,
         )
-        continuations.append(output[0, len(start) :].tolist())
+        continuations.append(cast(torch.Tensor, output)[0, len(start) :].tolist())
     return Reference(prompts, scored, continuations)
 
 
