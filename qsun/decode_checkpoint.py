@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from qsun.autoawq import unpack
+from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file
 from qsun.errors import ModelError
-from qsun.models import Tensors, check_checkpoint, read_config_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

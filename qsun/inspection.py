@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qsun.checkpoint_files import read_config_file, weight_files
 from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, scheme_of
 from qsun.errors import ModelError
 from qsun.files import sha256_file
 from qsun.kv_layout import KvLayout, kv_layout
-from qsun.models import ModelSource, read_config, read_config_file, weight_files
+from qsun.models import ModelSource, read_config
 from qsun.records import read_record
 
 RECORD = Path("records") / "quantization.json"

@@ -1,23 +1,22 @@
 """Models: where a checkpoint lies, what its config says, and how it is opened safely.
 
-Only safetensors and GGUF are read, and never code that a model folder brings along.
+Where the weights are a GGUF file they are converted first; see `gguf_file`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qsun.errors import ModelError, bullet_list
+from qsun.checkpoint_files import check_checkpoint, read_config_file, weight_files
+from qsun.errors import ModelError
 from qsun.files import sha256_file
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_PREFIX = "package:"
@@ -98,32 +97,6 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     return read_config_file(_hub_config(source))
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read one `config.json`; errors as in `read_config`."""
-    config = _read_json(path)
-    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
-        raise ModelError(f"{path} names no architecture: it is not a model's config.json")
-    if "auto_map" in config:
-        raise ModelError(
-            f"{path} asks to run code that the model brings along (auto_map).\n"
-            "qsun runs no remote code: use a checkpoint of an architecture that transformers "
-            "has built in."
-        )
-    return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is not a model folder: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return value
-
-
 def _hub_config(source: ModelSource) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -174,83 +147,6 @@ def _hub_snapshot(source: ModelSource) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(_hub_message(source.hub_id, error)) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, those of its index when it has one.
-
-    Raises:
-        ModelError: there are none, or the index names a file that is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        found = sorted(folder.glob("*.safetensors"))
-        if not found:
-            raise ModelError(
-                f"{folder} has no *.safetensors file. qsun reads no pickled weights (.bin, .pt): "
-                "save the model again with safe_serialization."
-            )
-        return found
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise ModelError(f"{index} names files that are missing:\n{bullet_list(missing)}")
-    return [folder / name for name in names]
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder that is incomplete, damaged, or asks for remote code.
-
-    Raises:
-        ModelError: names every damaged file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    read_config_file(folder / "config.json")
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.exists() and "auto_map" in _read_json(tokenizer):
-        raise ModelError(f"{tokenizer} asks to run code that the model brings along (auto_map).")
-    damaged = []
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                if not tensors.keys():
-                    damaged.append(f"{path.name}: holds no tensors")
-        except (SafetensorError, OSError) as error:
-            damaged.append(f"{path.name}: {error}")
-    if damaged:
-        raise ModelError(
-            f"{folder} has damaged weight files:\n{bullet_list(damaged)}\nFetch them again."
-        )
-
-
-class Tensors:
-    """The tensors of a checkpoint folder, read from disk one at a time by name."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._stack = ExitStack()
-        self._by_name: dict[str, Any] = {}
-        for path in weight_files(folder):
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._by_name.update(dict.fromkeys(opened.keys(), opened))
-
-    def __enter__(self) -> Tensors:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def names(self) -> list[str]:
-        """All tensor names, sorted."""
-        return sorted(self._by_name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._by_name
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return cast("torch.Tensor", self._by_name[name].get_tensor(name))
 
 
 def serving_dtype(config: Mapping[str, Any]) -> str:

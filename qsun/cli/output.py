@@ -11,7 +11,7 @@ from qsun.files import GIB
 if TYPE_CHECKING:
     from qsun.doctor import Finding
     from qsun.inspection import Inspection
-    from qsun.jobs.quantize import Prepared
+    from qsun.jobs.prepare import Prepared
 
 WORST_LAYERS = 6
 

@@ -47,7 +47,8 @@ def command(
     flags += [f"quantize.tensor_parallel={tensor_parallel}"] if tensor_parallel is not None else []
     run = load_config(config, [*overrides, *flags])
 
-    from qsun.jobs.quantize import prepare, run_quantize, warnings_of
+    from qsun.jobs.prepare import prepare, warnings_of
+    from qsun.jobs.quantize import run_quantize
 
     prepared = prepare(run, config, out or Path("exports") / run.name, dry_run)
     for warning in warnings_of(prepared):

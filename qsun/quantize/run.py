@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qsun.checkpoint_files import Tensors
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
-from qsun.models import Tensors, load_model, load_tokenizer, on_accelerator, serving_dtype
+from qsun.models import load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.progress import announce, track
 from qsun.quantize.awq import Smoothed, SmoothingGain, apply_awq, weight_arguments
 from qsun.quantize.grid import quantized_layer, round_to_nearest

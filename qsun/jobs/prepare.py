@@ -1,0 +1,124 @@
+"""Preparing a quantization: what can be known, and refused, before weights are opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsun.calibrate.definition import TextDefinition, load_definition
+from qsun.checkpoint_files import read_config_file
+from qsun.config import RunConfig
+from qsun.environments import ServingEnvironment, find_serving_environment
+from qsun.errors import ModelError, OutputError, PlanError
+from qsun.files import GIB, free_bytes, refuse_used_folder
+from qsun.models import ModelSource, locate, read_config, skeleton
+from qsun.quantize.estimate import Estimate, estimate
+from qsun.quantize.plan import Plan, check_architecture, make_plan
+
+DISK_MARGIN = 1.05  # tokenizer, records and file system overhead beside the tensors
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything known before weights are opened."""
+
+    run: RunConfig
+    config_dir: Path
+    source: ModelSource
+    model_config: dict[str, Any]
+    plan: Plan
+    estimate: Estimate
+    calibration: TextDefinition
+    heldout: TextDefinition
+    out: Path
+
+
+def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prepared:
+    """Plan and estimate; a dry run may use `base.config` in place of a model at hand.
+
+    Raises:
+        QsunError: whatever would stop the run later and can be known now.
+    """
+    relative_to = config_path.absolute().parent
+    settings = run.quantize
+    calibration = load_definition(relative_to / settings.calibration)
+    heldout = load_definition(relative_to / settings.heldout)
+    source, model_config = _model_config(run, relative_to, dry_run)
+    check_architecture(model_config)
+    shape = skeleton(model_config)
+    plan = make_plan(model_config, shape.linears, settings)
+    expected = estimate(
+        plan,
+        model_config,
+        shape,
+        calibration.samples,
+        calibration.max_tokens,
+        settings.grid_points,
+        converts=source.gguf is not None,
+    )
+    return Prepared(
+        run, relative_to, source, model_config, plan, expected, calibration, heldout, out
+    )
+
+
+def _model_config(
+    run: RunConfig, relative_to: Path, dry_run: bool
+) -> tuple[ModelSource, dict[str, Any]]:
+    if dry_run and run.base.config is not None:
+        source = ModelSource(hub_id=run.base.model, revision=run.base.revision)
+        return source, read_config_file(relative_to / run.base.config)
+    source = locate(run.base.model, run.base.revision, relative_to)
+    try:
+        return source, read_config(source)
+    except ModelError as error:
+        if run.base.config is None or source.hub_id is None:
+            raise
+        raise ModelError(f"{error}\n--dry-run plans from {run.base.config} instead.") from error
+
+
+def warnings_of(prepared: Prepared) -> list[str]:
+    """What a user should know before starting, none of it forbidden."""
+    import psutil
+
+    found = []
+    available = psutil.virtual_memory().available
+    if prepared.estimate.memory_bytes > available:
+        found.append(
+            f"about {prepared.estimate.memory_bytes / GIB:.0f} GiB of memory are expected, "
+            f"{available / GIB:.0f} GiB are free here: the run would probably be killed"
+        )
+    if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
+        found.append(_disk_message(prepared))
+    return found
+
+
+def _disk_message(prepared: Prepared) -> str:
+    return (
+        f"about {prepared.estimate.disk_bytes * DISK_MARGIN / GIB:.2f} GiB of disk are needed at "
+        f"{prepared.out.parent}, {free_bytes(prepared.out) / GIB:.2f} GiB are free"
+    )
+
+
+def check_ready(prepared: Prepared) -> ServingEnvironment | None:
+    """Everything a real run needs besides a plan; gives the serving environment if one is used.
+
+    Raises:
+        OutputError: the output folder is in use, or the disk too small.
+        ServingEnvironmentError: no vLLM for the load check.
+        PlanError: vLLM has no kernel for these bits, so that the load check could not pass.
+    """
+    refuse_used_folder(prepared.out)
+    if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
+        raise OutputError(f"{_disk_message(prepared)}.\nFree some room or choose another --out.")
+    if prepared.run.load_check.mode == "skip":
+        return None
+    serving = find_serving_environment(prepared.run.load_check.python)
+    if prepared.plan.bits not in serving.kernel_bits:
+        kind = "CPU" if serving.on_cpu else "GPU"
+        raise PlanError(
+            f"vLLM's {kind} build has no kernel for {prepared.plan.bits}-bit weights (it has "
+            f"{', '.join(map(str, serving.kernel_bits))}): the load check could not pass.\n"
+            "To quantize without it: --set load_check.mode=skip"
+        )
+    return serving
