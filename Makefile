@@ -41,6 +41,20 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# AutoAWQ in an environment of its own; its archive is built from source, in a second.
+.venv-interop/.installed: requirements/interop.txt .venv/.installed
+	$(UV) venv -q --clear --python $(PYTHON) .venv-interop
+	$(UV) pip install -q --python .venv-interop/bin/python --no-deps --compile-bytecode \
+	  $(SERVING_TORCH) -r requirements/interop.txt
+	touch $@
+
+interop: .venv/.installed .venv-interop/.installed
+	rm -rf exports/smollm2-135m-w4-awq
+	$(BIN)/qsun quantize configs/smollm2-135m.yaml --format awq --out exports/smollm2-135m-w4-awq \
+	  --set load_check.mode=skip --set quantize.grid_points=3
+	$(BIN)/python tests/interop/compare.py exports/smollm2-135m-w4-awq \
+	  --interop-python .venv-interop/bin/python --record docs/records/autoawq-interop.json
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

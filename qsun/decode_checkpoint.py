@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from qsun.autoawq import unpack
+from qsun.autoawq import BITS, unpack
 from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file
 from qsun.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GEMM = ("gemm", BITS, True)  # version, bits, zero_point
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     if settings is None:
         return None
     method = settings.get("quant_method")
-    if method == "awq" and settings.get("version") == "gemm":
-        return Scheme("awq", settings["bits"], settings["group_size"], symmetric=False)
+    if method == "awq":
+        if (settings.get("version"), settings.get("bits"), settings.get("zero_point")) != GEMM:
+            raise ModelError("an awq checkpoint that is not 4-bit GEMM with zero points")
+        return Scheme("awq", BITS, settings["group_size"], symmetric=False)
     groups = list(settings.get("config_groups", {}).values())
     if method != "compressed-tensors" or settings.get("format") != "pack-quantized":
         raise ModelError(f"unknown quantization {method!r}, format {settings.get('format')!r}")

@@ -35,10 +35,11 @@ STOP_GRACE_S = 20.0
 
 @dataclass(frozen=True)
 class VllmServer:
-    """A ready server. `name` is what its model is called in requests."""
+    """A ready server. `name` is what its model is called in requests, `log` its output so far."""
 
     url: str
     name: str
+    log: IO[str]
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST one request and return its JSON answer.
@@ -53,10 +54,16 @@ class VllmServer:
                 timeout=300.0,
                 trust_env=False,
             )
-            answer.raise_for_status()
-            value: dict[str, Any] = answer.json()
         except httpx.HTTPError as error:
-            raise ServingEnvironmentError(f"vLLM did not answer {path}: {error}") from error
+            raise ServingEnvironmentError(
+                f"vLLM did not answer {path}: {error}\n{_reason(self.log)}"
+            ) from error
+        if not answer.is_success:
+            raise ServingEnvironmentError(
+                f"vLLM answered {path} with status {answer.status_code}: {answer.text[:300]}\n"
+                f"{_reason(self.log)}"
+            )
+        value: dict[str, Any] = answer.json()
         return value
 
 
@@ -93,8 +100,8 @@ def serve(
             start_new_session=True,
         )
         try:
-            server = VllmServer(f"http://127.0.0.1:{port}", "model")
-            _wait_ready(server, process, log, start_timeout_s)
+            server = VllmServer(f"http://127.0.0.1:{port}", "model", log)
+            _wait_ready(server, process, start_timeout_s)
             yield server
         finally:
             _stop(process)
@@ -106,14 +113,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_ready(
-    server: VllmServer, process: subprocess.Popen[bytes], log: IO[str], timeout_s: int
-) -> None:
+def _wait_ready(server: VllmServer, process: subprocess.Popen[bytes], timeout_s: int) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServingEnvironmentError(
-                f"vLLM ended with code {process.returncode} while starting:\n{_reason(log)}"
+                f"vLLM ended with code {process.returncode} while starting:\n{_reason(server.log)}"
             )
         try:
             if httpx.get(f"{server.url}/health", timeout=5.0, trust_env=False).is_success:
@@ -121,7 +126,9 @@ def _wait_ready(
         except httpx.TransportError:
             pass  # not listening yet; the deadline and the process's end are watched above
         time.sleep(0.25)
-    raise ServingEnvironmentError(f"vLLM was not ready within {timeout_s} s:\n{_reason(log)}")
+    raise ServingEnvironmentError(
+        f"vLLM was not ready within {timeout_s} s:\n{_reason(server.log)}"
+    )
 
 
 def _reason(log: IO[str]) -> str:
