@@ -35,7 +35,7 @@ setup: .venv/.installed .venv-serving/.installed
 
 demo: setup
 	rm -rf exports/smollm2-135m-w4
-	$(BIN)/qsun quantize configs/smollm2-135m.yaml
+	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml
 	$(BIN)/qsun inspect exports/smollm2-135m-w4
 
 test: setup
@@ -50,7 +50,7 @@ test: setup
 
 interop: .venv/.installed .venv-interop/.installed
 	rm -rf exports/smollm2-135m-w4-awq
-	$(BIN)/qsun quantize configs/smollm2-135m.yaml --format awq --out exports/smollm2-135m-w4-awq \
+	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml --format awq --out exports/smollm2-135m-w4-awq \
 	  --set load_check.mode=skip --set quantize.grid_points=3
 	$(BIN)/python tests/interop/compare.py exports/smollm2-135m-w4-awq \
 	  --interop-python .venv-interop/bin/python --record docs/records/autoawq-interop.json
@@ -63,6 +63,24 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# The runs behind the README's table, at full length; each leaves its record.
+records: setup
+	rm -rf exports/records && mkdir -p exports/records
+	for name in w4 w3; do \
+	  $(BIN)/qsun quantize configs/smollm2-135m-$$name.yaml --out exports/records/$$name && \
+	  cp exports/records/$$name/records/quantization.json \
+	    docs/records/smollm2-135m-$$name.json || exit 1; \
+	done
+	$(BIN)/python docs/readme_table.py
+
+# New pins from pyproject.toml and requirements/serving.in.
+LOCK = $(UV) pip compile -q --python-version 3.11 --no-annotate --no-header $(MAIN_TORCH)
+lock: setup
+	$(LOCK) pyproject.toml --extra dev -o requirements/main.txt
+	$(LOCK) --override requirements/serving-overrides.txt requirements/serving.in \
+	  -o requirements/serving.txt
+	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/main.txt
 
 clean:
 	rm -rf .venv .venv-serving .venv-interop

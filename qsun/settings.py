@@ -75,9 +75,7 @@ def _build(cls: type, mapping: Mapping[str, Any], where: str, problems: list[str
     known = {field.name: field for field in fields(cls)}
     for key in mapping:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known)})"
-            problems.append(f"{where}{key}: no such setting{hint}")
+            problems.append(f"{where}{key}: no such setting ({_nearest(str(key), cls)})")
     hints = typing.get_type_hints(cls)
     before = len(problems)
     values: dict[str, Any] = {}
@@ -87,6 +85,22 @@ def _build(cls: type, mapping: Mapping[str, Any], where: str, problems: list[str
         elif field.default is MISSING and field.default_factory is MISSING:
             problems.append(f"{where}{name}: missing")
     return cls(**values) if len(problems) == before else None
+
+
+def _nearest(key: str, cls: type) -> str:
+    """The likeliest meaning of an unknown key: one of this section, or of a section inside it."""
+    names = [field.name for field in fields(cls)]
+    inside = {
+        field.name: f"{section}.{field.name}"
+        for section, hint in typing.get_type_hints(cls).items()
+        if is_dataclass(hint)
+        for field in fields(hint)
+    }
+    for known in ({name: name for name in names}, inside):
+        near = difflib.get_close_matches(key, known, n=1)
+        if near:
+            return f"did you mean {known[near[0]]}?"
+    return f"known: {', '.join(names)}"
 
 
 def _convert(value: Any, hint: Any, where: str, field: Field[Any], problems: list[str]) -> Any:

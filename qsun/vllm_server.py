@@ -6,10 +6,12 @@ vLLM is never imported here. A server runs from its model's own folder under the
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,8 +31,11 @@ COMMON_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # The model's folder is the working directory: nothing in it may pass for a Python module.
     "PYTHONSAFEPATH": "1",
+    # With --enforce-eager only a helper of prompt log-probabilities would still be compiled.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 STOP_GRACE_S = 20.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def serve(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             server = VllmServer(f"http://127.0.0.1:{port}", "model", log)
@@ -105,6 +111,12 @@ def serve(
             yield server
         finally:
             _stop(process)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

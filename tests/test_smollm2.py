@@ -24,7 +24,7 @@ from qsun.records import read_record
 from qsun.verify.load_check import Reference, check_load, make_reference, require_pass
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "smollm2-135m.yaml"
+CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
 QUICK = ("quantize.calibration=quick-calibration.yaml", "quantize.grid_points=5")
 
 

@@ -1,0 +1,71 @@
+"""Write the README's measured table from the records in `docs/records/`.
+
+Run `python docs/readme_table.py` after `make records`; a test fails while the two disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from qsun.records import read_record
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ("smollm2-135m-w4.json", "smollm2-135m-w3.json")
+HEADER = (
+    "| SmolLM2-135M-Instruct | linear weights, of 16-bit | perplexity "
+    "| vLLM against transformers, nats |\n|---|---|---|---|"
+)
+MARKED = re.compile(r"(?<=<!-- table: docs/readme_table.py -->\n).*(?=<!-- end of table -->)", re.S)
+
+
+def rows(result: dict[str, Any], full_precision: bool) -> list[str]:
+    """The table rows of one record; `full_precision` puts its base model's row first."""
+    plan, quantization = result["plan"], result["quantization"]
+    perplexity, check = quantization["perplexity"], result["load_check"]
+    name = f"W{plan['bits']}A16, group {plan['group_size']}"
+    full = perplexity["full_precision"]
+
+    def loss(value: float) -> str:
+        return f"{value:.2f} ({100 * (value / full - 1):+.1f} %)"
+
+    def agreement(which: str) -> str:
+        found = check.get(which)
+        return f"{found['mean_difference']:.3f}" if found else "no 3-bit kernel on CPU"
+
+    lines = []
+    if full_precision:
+        lines.append(f"| bfloat16 | 1 | {full:.2f} | {agreement('full_precision')} |")
+    lines.append(f"| {name}, round-to-nearest | | {loss(perplexity['round_to_nearest'])} | |")
+    lines.append(
+        f"| **{name}, AWQ by qsun** | {quantization['size_ratio']:.3f} "
+        f"| {loss(perplexity['quantized'])} | {agreement('quantized')} |"
+    )
+    return lines
+
+
+def table() -> str:
+    """The whole table, and the one sentence that says what made it."""
+    lines = [HEADER]
+    for number, name in enumerate(RECORDS):
+        record = read_record(ROOT / "docs" / "records" / name, "quantization")
+        lines += rows(record.result, full_precision=number == 0)
+    cost, machine = record.result["cost"], record.hardware
+    lines.append(
+        f"\nMade by `make records` on {machine['cores']} cores ({machine['processor']}); the "
+        f"{record.result['plan']['bits']}-bit run took {cost['wall_s'] / 60:.1f} minutes, "
+        f"{cost['search_s']:.0f} s of them AWQ search, and "
+        f"{cost['peak_memory_bytes'] / 2**30:.1f} GiB."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def rendered(readme: str) -> str:
+    """`readme` with its table replaced."""
+    return MARKED.sub(lambda _: table(), readme)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
