@@ -61,10 +61,14 @@ def weight_files(folder: Path) -> list[Path]:
                 "save the model again with safe_serialization."
             )
         return found
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise ModelError(f"{index} names files that are missing:\n{bullet_list(missing)}")
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map from tensor names to file names")
+    names = sorted({str(name) for name in weight_map.values()})
+    wrong = [f"{name}: not a plain file name" for name in names if Path(name).name != name]
+    wrong += [f"{name}: missing" for name in names if not (folder / name).is_file()]
+    if wrong:
+        raise ModelError(f"{index} names files that are not in its folder:\n{bullet_list(wrong)}")
     return [folder / name for name in names]
 
 
@@ -79,7 +83,10 @@ def check_checkpoint(folder: Path) -> None:
     read_config_file(folder / "config.json")
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.exists() and "auto_map" in _read_json(tokenizer):
-        raise ModelError(f"{tokenizer} asks to run code that the model brings along (auto_map).")
+        raise ModelError(
+            f"{tokenizer} asks to run code that the model brings along (auto_map).\n"
+            "qsun runs no remote code: use a tokenizer that transformers has built in."
+        )
     damaged = []
     for path in weight_files(folder):
         try:
@@ -115,6 +122,10 @@ class Tensors:
     def names(self) -> list[str]:
         """All tensor names, sorted."""
         return sorted(self._by_name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, its values unread."""
+        return tuple(self._by_name[name].get_slice(name).get_shape())
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name

@@ -1,4 +1,4 @@
-"""Files: digests, atomic writes, and folders that appear whole or not at all."""
+"""Files: sizes, digests, atomic writes, and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ from qsun.errors import OutputError
 GIB = 1024**3
 
 
+def size(count: float) -> str:
+    """Bytes with a unit."""
+    for unit, scale in (("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
@@ -34,12 +42,16 @@ def digest_folder(folder: Path) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that `path` holds either the old text or all of the new."""
+    """Write `value` as JSON so that `path` holds either the old text or all of the new.
+
+    Raises:
+        ValueError: a NaN or infinity, which JSON does not have.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=1, ensure_ascii=False)
+            json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -11,7 +11,7 @@ from qsun.checkpoint_files import read_config_file, weight_files
 from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, scheme_of
 from qsun.errors import ModelError
 from qsun.files import sha256_file
-from qsun.kv_layout import KvLayout, kv_layout
+from qsun.kv_layout import DTYPE_BYTES, KvLayout, kv_layout
 from qsun.models import ModelSource, read_config
 from qsun.records import read_record
 
@@ -35,7 +35,8 @@ class Inspection:
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain values."""
-        return asdict(self) | {"kv_bytes_per_token": self.kv.bytes_per_token}
+        kv = asdict(self.kv) | {"rope_parameters": dict(self.kv.rope_parameters)}
+        return asdict(self) | {"kv": kv, "kv_bytes_per_token": self.kv.bytes_per_token}
 
 
 def inspect(path: Path) -> Inspection:
@@ -73,6 +74,10 @@ def _inspection(
         layout = kv_layout(config)
     except KeyError as error:
         raise ModelError(f"the model's config does not say its {error.args[0]}") from error
+    if layout.dtype not in DTYPE_BYTES:
+        raise ModelError(
+            f"the model's config has dtype {layout.dtype!r}: qsun knows {', '.join(DTYPE_BYTES)}"
+        )
     return Inspection(
         architecture=config["architectures"][0],
         kv=layout,

@@ -8,17 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qsun.checkpoint_files import check_checkpoint, read_config_file, weight_files
-from qsun.errors import ModelError
+from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file, weight_files
+from qsun.errors import ModelError, bullet_list
 from qsun.files import sha256_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+SHAPE_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "vocab_size",
+)
+IGNORED_SUFFIX = "rotary_emb.inv_freq"  # written by old versions, worked out anew by all
 PACKAGE_PREFIX = "package:"
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*"]
 
@@ -44,10 +54,15 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model's linear layers in order, and its number of parameters (tied ones once)."""
+    """A model's linear layers in order, its parameter count, and its tensors' shapes by name.
+
+    `tied` names the tensors that share another's values: counted once, often not stored.
+    """
 
     linears: tuple[LinearShape, ...]
     parameters: int
+    tensors: dict[str, tuple[int, ...]]
+    tied: frozenset[str]
 
 
 def locate(model: str, revision: str | None, relative_to: Path) -> ModelSource:
@@ -76,8 +91,9 @@ def _file_in_package(reference: str) -> Path:
             f"base.model: package {package!r} is not installed in this environment.\n"
             "`make setup` installs the packages that the shipped configs name."
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / name
-    if not path.is_file():
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    path = root / name
+    if not path.is_file() or ".." in path.parts:
         raise ModelError(f"base.model: package {package!r} has no file {name!r}")
     return path
 
@@ -118,10 +134,13 @@ def _hub_message(hub_id: str, error: Exception) -> str:
 
 
 @contextmanager
-def checkpoint_folder(source: ModelSource, scratch: Path, dtype: str) -> Iterator[Path]:
+def checkpoint_folder(
+    source: ModelSource, shape: Skeleton, scratch: Path, dtype: str
+) -> Iterator[Path]:
     """The base model as a Hugging Face folder: as it lies, from the hub, or converted from GGUF.
 
-    A conversion goes to `scratch`, as `dtype`. The folder has passed `check_checkpoint`.
+    A conversion goes to `scratch`, as `dtype`. The folder has passed `check_checkpoint` and
+    `check_tensors` against `shape`.
     """
     if source.gguf is not None:
         from qsun.gguf_file import convert_gguf
@@ -133,6 +152,7 @@ def checkpoint_folder(source: ModelSource, scratch: Path, dtype: str) -> Iterato
     else:
         folder = _hub_snapshot(source)
     check_checkpoint(folder)
+    check_tensors(folder, shape)
     yield folder
 
 
@@ -161,44 +181,101 @@ def transformers_config(config: Mapping[str, Any], **changes: Any) -> Pretrained
     Raises:
         ModelError: a model type transformers does not have, or fields it rejects.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     settings = {key: value for key, value in config.items() if key != "model_type"} | changes
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ModelError(f"transformers {version('transformers')} has no model type {model_type!r}")
+    wrong = [
+        f"{field}: {config.get(field)!r} must be a whole number above 0"
+        for field in SHAPE_FIELDS
+        if not isinstance(config.get(field), int) or config[field] < 1
+    ]
+    if wrong:
+        raise ModelError(f"the model's config.json does not give its shape:\n{bullet_list(wrong)}")
     try:
-        return AutoConfig.for_model(config.get("model_type", ""), **settings)
-    except (ValueError, TypeError, KeyError) as error:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"transformers rejects this model config: {error}") from error
 
 
 def skeleton(config: Mapping[str, Any]) -> Skeleton:
-    """The shapes of the model that `config` describes, worked out without any weights."""
+    """The shapes of the model that `config` describes, worked out without any weights.
+
+    Raises:
+        ModelError: the config describes no possible model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(transformers_config(config))
+    settings = transformers_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(f"no model can be made from this config: {error}") from error
     linears = tuple(
         LinearShape(name, module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     )
-    return Skeleton(linears, parameters=model.num_parameters())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = frozenset(shapes) - {name for name, _ in model.named_parameters()}
+    return Skeleton(linears, model.num_parameters(), shapes, tied)
+
+
+def check_tensors(folder: Path, shape: Skeleton) -> None:
+    """Compare the tensors of a checked folder with those the architecture has, values unread.
+
+    Raises:
+        ModelError: names every tensor that is missing, of another shape, or not of this model.
+    """
+    with Tensors(folder) as tensors:
+        found = {name: tensors.shape(name) for name in tensors.names()}
+    wrong = [
+        f"{name}: missing" for name in shape.tensors if name not in found and name not in shape.tied
+    ]
+    wrong += [
+        f"{name}: shape {list(found[name])}, the config says {list(expected)}"
+        for name, expected in shape.tensors.items()
+        if name in found and found[name] != expected
+    ]
+    wrong += [
+        f"{name}: no tensor of this architecture"
+        for name in found
+        if name not in shape.tensors and not name.endswith(IGNORED_SUFFIX)
+    ]
+    if wrong:
+        raise ModelError(f"{folder} does not fit its own config.json:\n{bullet_list(wrong)}")
 
 
 def load_model(folder: Path, dtype: str) -> PreTrainedModel:
-    """The causal language model of a checked folder, in evaluation mode and frozen."""
+    """The causal language model of a checked folder, in evaluation mode and frozen.
+
+    Raises:
+        ModelError: names every tensor with infinite values or NaN.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True
     )
+    broken = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    if broken:
+        raise ModelError(f"{folder} holds values that are no numbers:\n{bullet_list(broken)}")
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
 
 
 @contextmanager
-def on_accelerator(model: PreTrainedModel) -> Iterator[None]:
-    """Hold the model on the accelerator, where there is one with room; back to memory after."""
+def on_accelerator(model: PreTrainedModel, last_use: bool = False) -> Iterator[None]:
+    """Hold the model on the accelerator, where there is one with room; back to memory after.
+
+    `last_use` spares the way back for a model that is dropped next.
+    """
     import torch
 
     if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 1.5 * _model_bytes(model):
@@ -208,7 +285,8 @@ def on_accelerator(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.to("cpu")
+        if not last_use:
+            model.to("cpu")
         torch.cuda.empty_cache()
 
 

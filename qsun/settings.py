@@ -7,6 +7,7 @@ Defaults live in the dataclasses alone. A field's metadata may give `choices`, `
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -122,8 +123,8 @@ def _convert(value: Any, hint: Any, where: str, field: Field[Any], problems: lis
             _convert(entry, item, f"{where}[{index}]", field, problems)
             for index, entry in enumerate(value)
         )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if hint is float:
+        value = _as_float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         problems.append(f"{where}: {value!r} must be of type {hint.__name__}")
         return value
@@ -131,7 +132,20 @@ def _convert(value: Any, hint: Any, where: str, field: Field[Any], problems: lis
     return value
 
 
+def _as_float(value: Any) -> Any:
+    """A whole number, or `1e-2` (without a dot YAML 1.1 reads it as text), as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return value
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value
+
+
 def _check_bounds(value: Any, where: str, field: Field[Any], problems: list[str]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{where}: {value!r} is not a finite number")
+        return
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         problems.append(f"{where}: {value!r} is not one of {', '.join(map(str, choices))}")

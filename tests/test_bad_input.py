@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import GPT2Config, LlamaConfig, Phi3Config
 
-from tests.builders import tiny_model, write_config, write_definition
+from tests.builders import CONTEXT, tiny_model, write_config, write_definition
 from tests.command import refused, run_qsun
 
 SMOLLM2 = LlamaConfig(
@@ -74,6 +74,23 @@ def test_a_weight_that_is_no_number_is_refused(
     path.write_text(path.read_text().replace("  path:", f"  weight: {weight}\n  path:"))
     assert "weight" in yaml.safe_load(path.read_text())["sources"][0]
     assert "sources[0].weight" in refused(config, 3)
+
+
+def test_samples_longer_than_the_models_context(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+    for name, tokens in (("calibration", 4096), ("heldout", CONTEXT + 1)):
+        write_definition(tmp_path / f"{name}.yaml", max_tokens=tokens)
+    message = refused(config, 3)
+    for name, tokens in (("calibration", 4096), ("heldout", CONTEXT + 1)):
+        limit = f"max_tokens {tokens} is above the model's max_position_embeddings {CONTEXT}"
+        assert f"{name}.yaml: {limit}" in message
+    assert f"Lower max_tokens to {CONTEXT} or less" in message
+
+
+def test_a_sample_may_fill_the_models_context(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+    write_definition(tmp_path / "calibration.yaml", max_tokens=CONTEXT)
+    assert run_qsun("quantize", config, "--dry-run").exit_code == 0
 
 
 def test_group_size_128_does_not_fit_smollm2(tmp_path: Path) -> None:

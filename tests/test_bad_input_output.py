@@ -99,7 +99,7 @@ def test_a_disk_too_small_is_refused_before_the_work(
     config = write_config(tmp_path / "run", tiny_folder)
     code, stderr, left = run_on_small_disk(disk, 25 * PAGE, config)
     assert code == 7, stderr
-    assert f"of disk are needed at {disk}" in stderr
+    assert f"KiB of disk are needed at {disk}, 100.00 KiB are free" in stderr
     assert "Free some room or choose another --out" in stderr
     assert "opening the base model" not in stderr
     assert left == []
@@ -138,7 +138,7 @@ def test_a_missing_serving_interpreter_names_the_remedy(tmp_path: Path, tiny_fol
         tmp_path, tiny_folder, load_check__mode="required", load_check__python="/nowhere/python"
     )
     message = refused(config, 8)
-    assert "/nowhere/python" in message
+    assert "/nowhere/python: No such file or directory\n" in message
     assert "`make setup` makes one" in message
     assert "QSUN_SERVING_PYTHON" in message
     assert "--set load_check.mode=skip" in message
@@ -155,8 +155,10 @@ def test_the_serving_interpreter_of_the_environment_variable(
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("exec false", "does not run"),
-        ("echo Welcome", "does not run"),
+        ("exec false", "does not run: exit code 1, it said nothing"),
+        ("echo broken >&2; exit 3", "does not run: exit code 3, broken\n"),
+        ("echo Welcome", "does not run as a Python interpreter: "),
+        ("echo 1", "does not run as a Python interpreter: "),
         (f'exec {sys.executable} "$@"', "has no vLLM installed"),
     ],
 )
@@ -173,6 +175,16 @@ def test_a_serving_interpreter_of_no_use(
     message = refused(config, 8)
     assert f"{python} {reason}" in message
     assert "`make setup` makes one" in message
+
+
+def test_a_bare_name_is_an_interpreter_of_the_path(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    config = write_config(
+        tmp_path, tiny_folder, load_check__mode="required", load_check__python="python"
+    )
+    assert "python has no vLLM installed" in refused(config, 8)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, tiny_folder: Path) -> None:

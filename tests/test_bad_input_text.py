@@ -79,7 +79,12 @@ def test_a_template_that_fails(text: Text, template: str) -> None:
 @pytest.mark.parametrize("column", ["text", "prompt"])
 def test_a_text_column_without_text(text: Text, column: str, value: object, kind: str) -> None:
     message = text.refuse([{"body": value}] * 9, **{column: "body"})
-    assert f"source mine: column 'body' holds {kind}, not text" in message
+    assert f"source mine: column 'body' holds {kind}, not text: a row has {value!r}" in message
+
+
+def test_a_value_that_is_no_text_is_shown_by_its_beginning(text: Text) -> None:
+    message = text.refuse([{"body": [7] * 99}] * 9, text="body")
+    assert f"a row has {str([7] * 99)[:60]}...\n" in message
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,11 @@ def test_rows_that_are_too_short(text: Text) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [(b'{"prompt": oops}\n', "not a line of JSON"), (b"[1]\n", "each line must be a JSON object")],
+    [
+        (b'{"prompt": oops}\n', "not a line of JSON"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}\n", "not a line of JSON"),  # an integer too long
+        (b"[1]\n", "each line must be a JSON object"),
+    ],
 )
 def test_a_malformed_line_is_named_by_its_number(text: Text, line: bytes, reason: str) -> None:
     # The empty line is skipped as a row and still counts as a line.
@@ -128,7 +137,15 @@ def test_a_gzip_file_that_is_none(text: Text) -> None:
 
 def test_a_gzip_file_that_ends_early(text: Text) -> None:
     whole = gzip.compress(ROW * 1000)
-    assert "cannot read" in text.refuse(whole[:-20], name="mine.jsonl.gz")
+    message = text.refuse(whole[:-20], name="mine.jsonl.gz")
+    assert f"cannot read {text.folder / 'mine.jsonl.gz'}: it is cut short or damaged" in message
+
+
+def test_a_gzip_file_that_is_damaged(text: Text) -> None:
+    damaged = bytearray(gzip.compress(ROW * 1000))
+    damaged[12:40] = b"\xff" * 28
+    message = text.refuse(bytes(damaged), name="mine.jsonl.gz")
+    assert f"cannot read {text.folder / 'mine.jsonl.gz'}: it is cut short or damaged" in message
 
 
 def test_a_missing_package(text: Text) -> None:
@@ -157,4 +174,4 @@ def test_a_data_set_file_that_is_malformed(text: Text) -> None:
     (text.folder / "data").mkdir()
     (text.folder / "data" / "train.jsonl").write_text('{"prompt": oops}\n')
     message = text.refuse_source(kind="huggingface", dataset="./data", **CHAT)
-    assert f"cannot load {text.folder / 'data'}" in message
+    assert f"cannot load {text.folder / 'data'}: JSON parse error: Invalid value" in message

@@ -87,8 +87,14 @@ def test_inspect_a_config_alone() -> None:
     path = REPOSITORY / "configs" / "models" / "llama-3.1-8b" / "config.json"
     outcome = run_qsun("inspect", path)
     assert outcome.exit_code == 0
+    assert json.loads(run_qsun("inspect", path, "--json").stdout)["kv"]["rope_parameters"] == {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    }
     assert "32 layers x 8 heads x 128, 131072 bytes a token" in outcome.stdout
-    assert "llama3, theta 500000, 131072 tokens" in outcome.stdout
+    assert "llama3, theta 500000, factor 8, 131072 tokens" in outcome.stdout
 
 
 @pytest.mark.parametrize("name", ["nowhere", "notes.txt", "empty"])

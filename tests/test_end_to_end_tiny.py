@@ -28,9 +28,8 @@ def test_quantize_to_a_module_that_vllm_serves(
     shape: str, layout: str, tmp_path: Path
 ) -> None:
     tiny_model(tmp_path / "base", vocabulary=VOCABULARY, **SHAPES[shape])
-    config = write_config(
-        tmp_path / "run", "../base", load_check={"prompts": 4, "prompt_tokens": 40, "measure_noise": False}
-    )
+    quick = {"prompts": 4, "prompt_tokens": 40, "measure_noise": False}
+    config = write_config(tmp_path / "run", "../base", load_check=quick)
     out = tmp_path / "out"
     done = run_qsun("quantize", config, "--out", out, "--format", layout, "--json")
     assert done.exit_code == 0, done.stderr

@@ -81,7 +81,16 @@ def test_old_and_new_configs_of_one_model_have_one_layout() -> None:
         {"max_position_embeddings": 8192},
         {"torch_dtype": "float16"},
         # Llama 3.2 against 3.1: K of later positions differ, so the caches do not fit.
-        {"rope_scaling": shipped("llama-3.1-8b")["rope_scaling"] | {"factor": 32.0}},
+        *(
+            {"rope_scaling": shipped("llama-3.1-8b")["rope_scaling"] | change}
+            for change in (
+                {"factor": 32.0},
+                {"low_freq_factor": 2.0},
+                {"high_freq_factor": 8.0},
+                {"original_max_position_embeddings": 4096},
+            )
+        ),
+        {"partial_rotary_factor": 0.5},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -93,6 +102,31 @@ def test_what_changes_the_cache_changes_the_layout(change: dict[str, Any]) -> No
 def test_what_does_not_change_the_cache_leaves_the_layout() -> None:
     config = shipped("llama-3.1-8b")
     assert kv_layout(config | {"intermediate_size": 1, "rms_norm_eps": 1.0}) == kv_layout(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"partial_rotary_factor": 1.0},
+        {"partial_rotary_factor": None},
+        {
+            "rope_scaling": shipped("llama-3.1-8b")["rope_scaling"]
+            | {"factor": 8, "beta_fast": None}
+        },
+        {"original_max_position_embeddings": 8192},
+    ],
+)
+def test_two_ways_to_write_one_rotary_embedding(change: dict[str, Any]) -> None:
+    config = shipped("llama-3.1-8b")
+    assert kv_layout(config | change) == kv_layout(config)
+
+
+def test_a_layout_is_hashable_whatever_its_rotary_embedding() -> None:
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0], "rope_type": "longrope"}
+    layout = kv_layout(shipped("llama-3.1-8b") | {"rope_scaling": factors})
+    assert dict(layout.rope_parameters)["long_factor"] == (4.0, 8.0)
+    assert layout.rope_factor is None
+    assert len({layout, replace(layout)}) == 1
 
 
 def test_bytes_follow_the_dtype() -> None:

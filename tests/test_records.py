@@ -12,7 +12,7 @@ import pytest
 import qsun
 from qsun.config import LoadCheckConfig
 from qsun.errors import QsunError
-from qsun.files import write_json
+from qsun.files import size, write_json
 from qsun.records import SCHEMA, Record, new_record, read_record
 
 
@@ -80,3 +80,12 @@ def test_a_record_is_json_for_every_reader(tmp_path: Path) -> None:
     # NaN and Infinity are Python's own additions; other readers stop at them.
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "record.json", {"perplexity": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (1024**2, "1.00 MiB"), (1e11, "93.13 GiB")],
+)
+def test_a_size_has_a_unit_that_shows_it(count: float, text: str) -> None:
+    assert size(count) == text

@@ -79,6 +79,12 @@ def test_columns_may_be_nested_and_templates_join_them(tmp_path: Path) -> None:
     assert "assistant\nOne.<|im_end|>" in text
 
 
+def test_a_column_may_have_any_name(tmp_path: Path) -> None:
+    assert "<|im_start|>user\nMe<|im_end|>" in one_row(
+        tmp_path, {"self": "I", "args": "you", "q": "Me"}, prompt="{{ q }}"
+    )
+
+
 def test_without_a_chat_template_prompt_and_response_are_joined(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "sums.jsonl", problems(1, seed=0))
     found = samples(tmp_path, SUMS, samples=1, max_tokens=500, chat_template=None)

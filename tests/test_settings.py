@@ -73,6 +73,13 @@ def test_a_config_is_frozen(tmp_path: Path) -> None:
             "load_check.max_mean_difference: -0.1 is below",
         ),
         ({"load_check__max_mean_difference": float("nan")}, "load_check.max_mean_difference: nan"),
+        (
+            {"load_check__max_mean_difference": ".inf"},
+            "max_mean_difference: '.inf' must be of type",
+        ),
+        ({"load_check__max_greedy_gap": "inf"}, "max_greedy_gap: inf is not a finite number"),
+        ({"load_check__max_greedy_gap": 10**400}, "must be of type float"),
+        ({"load_check__max_greedy_gap": True}, "max_greedy_gap: True must be of type float"),
         ({"nonsense": 1}, "nonsense: no such setting (known: name, base, quantize"),
     ],
 )

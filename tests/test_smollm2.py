@@ -16,16 +16,25 @@ from qsun.config import LoadCheckConfig, load_config
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
 from qsun.environments import find_serving_environment
 from qsun.errors import LoadCheckError
+from qsun.gguf_file import convert_gguf
 from qsun.inspection import inspect
 from qsun.jobs.prepare import prepare
 from qsun.jobs.quantize import run_quantize
+from qsun.models import load_tokenizer, locate
 from qsun.quantize.write import check_written
 from qsun.records import read_record
 from qsun.verify.load_check import Reference, check_load, make_reference, require_pass
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
-QUICK = ("quantize.calibration=quick-calibration.yaml", "quantize.grid_points=5")
+QUICK = (
+    "quantize.calibration=quick-calibration.yaml",
+    "quantize.heldout=quick-heldout.yaml",
+    "quantize.grid_points=5",
+    "load_check.greedy_prompts=1",
+)
+
+LOCAL_BASE = "base.model=../base"  # the same weights, converted once for several runs
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,23 @@ class Quantized:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped config and texts, with a calibration set a quarter as long beside them."""
+    """The shipped config and texts, smaller text sets beside them, and the base as a folder."""
     folder = tmp_path_factory.mktemp("smollm2")
     for name in ("configs", "calib"):
         shutil.copytree(ROOT / name, folder / name)
-    shipped = (folder / "calib" / "math-tools.yaml").read_text(encoding="utf-8")
-    quick = shipped.replace("samples: 32", "samples: 8")
-    assert quick != shipped
-    (folder / "configs" / "quick-calibration.yaml").write_text(quick, encoding="utf-8")
+    for shipped, quick, samples in (
+        ("math-tools", "quick-calibration", ("32", "8")),
+        ("heldout", "quick-heldout", ("64", "32")),
+    ):
+        text = (folder / "calib" / f"{shipped}.yaml").read_text(encoding="utf-8")
+        shorter = text.replace(f"samples: {samples[0]}", f"samples: {samples[1]}")
+        assert shorter != text
+        (folder / "configs" / f"{quick}.yaml").write_text(shorter, encoding="utf-8")
+    (folder / "base").mkdir()
+    package = load_config(CONFIG).base.model
+    gguf = locate(package, None, folder).gguf
+    assert gguf is not None
+    convert_gguf(gguf, folder / "base", "bfloat16")
     return folder
 
 
@@ -65,7 +83,8 @@ def w4(workplace: Path) -> Quantized:
 
 @pytest.fixture(scope="session")
 def w4_awq(workplace: Path) -> Quantized:
-    return quantize(workplace, "w4-awq", "quantize.format=awq", "load_check.measure_noise=false")
+    changes = (LOCAL_BASE, "quantize.format=awq", "load_check.measure_noise=false")
+    return quantize(workplace, "w4-awq", *changes)
 
 
 @dataclass(frozen=True)
@@ -87,8 +106,6 @@ def scored(w4: Quantized) -> Scored:
         "The three largest oceans of the world are the Pacific, the Atlantic and the Indian.",
         "To make bread you need flour, water, salt and yeast, and a few hours of patience.",
     ]
-    from qsun.models import load_tokenizer
-
     tokenizer = load_tokenizer(w4.folder)
     tokens = [tokenizer(prompt).input_ids for prompt in prompts]
     return Scored(model, make_reference(model, tokens, settings), settings)
@@ -117,7 +134,7 @@ def test_awq_loses_less_than_round_to_nearest(w4: Quantized) -> None:
 
 
 def test_three_bits_awq_is_clearly_below_round_to_nearest(workplace: Path) -> None:
-    w3 = quantize(workplace, "w3", "quantize.bits=3", "load_check.mode=skip")
+    w3 = quantize(workplace, "w3", LOCAL_BASE, "quantize.bits=3", "load_check.mode=skip")
     perplexity = w3.result["quantization"]["perplexity"]
     assert perplexity["quantized"] < 0.95 * perplexity["round_to_nearest"]
     assert w3.result["load_check"] == {"mode": "skip"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,21 +38,29 @@ def read_rows(source: SourceDefinition, seed: int, relative_to: Path) -> list[Ro
 
 def _jsonl(path: Path) -> list[Row]:
     opener = gzip.open if path.suffix == ".gz" else open
-    rows = []
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise CalibrationError(f"{path}:{number}: each line must be a JSON object")
-                rows.append(row)
+        with opener(path, "rb") as stream:
+            return [
+                _json_object(line, f"{path}:{number}")
+                for number, line in enumerate(stream, start=1)
+                if line.strip()
+            ]
     except OSError as error:
         raise CalibrationError(f"cannot read {path}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}:{len(rows) + 1}: not a line of JSON: {error}") from error
-    return rows
+    except (EOFError, zlib.error) as error:
+        raise CalibrationError(
+            f"cannot read {path}: it is cut short or damaged ({error}); fetch it again"
+        ) from error
+
+
+def _json_object(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise CalibrationError(f"{where}: not a line of JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise CalibrationError(f"{where}: each line must be a JSON object")
+    return row
 
 
 def _package(source: SourceDefinition) -> list[Row]:
@@ -99,7 +108,7 @@ def _generator(source: SourceDefinition, seed: int) -> Iterator[Row]:
 
 def _huggingface(source: SourceDefinition, relative_to: Path) -> list[Row]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     name = str(source.dataset)
@@ -107,7 +116,9 @@ def _huggingface(source: SourceDefinition, relative_to: Path) -> list[Row]:
         name = str((relative_to / Path(name).expanduser()).resolve())
     try:
         loaded = load_dataset(name, source.subset, split=source.split, revision=source.revision)
-    except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+        # Its own message says no more than that generating failed.
+        told = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        reason = (str(told).strip() or type(told).__name__).splitlines()[0]
         raise CalibrationError(f"source {source.name}: cannot load {name}: {reason}") from error
     return [dict(row) for row in loaded]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
+SHOWN_CHARACTERS = 60  # of a value that is refused
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,15 @@ def row_messages(row: Row, source: SourceDefinition) -> list[Message]:
     """The chat that a row stands for; plain text is one user message.
 
     Raises:
-        CalibrationError: a named column is not in the row; the row's columns are listed.
+        CalibrationError: a named column is not in the row, which lists the row's columns; or it
+            holds something else than text or messages.
     """
     if source.messages is not None:
         value = _lookup(row, source.messages, source)
-        if not isinstance(value, list) or not all(
-            isinstance(entry, dict) and {"role", "content"} <= entry.keys() for entry in value
-        ):
+        if not isinstance(value, list) or not all(map(_is_message, value)):
             raise CalibrationError(
                 f"source {source.name}: column {source.messages!r} must hold a list of messages "
-                "with role and content"
+                f"with role and content, both text; a row has {_beginning(value)}"
             )
         return value
     prompt = _field(row, source.prompt or source.text or "", source)
@@ -161,13 +161,25 @@ def row_messages(row: Row, source: SourceDefinition) -> list[Message]:
     return messages
 
 
+def _is_message(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) for key in ("role", "content")
+    )
+
+
+def _beginning(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
 def _field(row: Row, spec: str, source: SourceDefinition) -> str:
     if "{{" in spec:
         return _render(row, spec, source)
     value = _lookup(row, spec, source)
     if not isinstance(value, str):
         raise CalibrationError(
-            f"source {source.name}: column {spec!r} holds {type(value).__name__}, not text"
+            f"source {source.name}: column {spec!r} holds {type(value).__name__}, not text: "
+            f"a row has {_beginning(value)}"
         )
     return value
 
@@ -185,14 +197,14 @@ def _lookup(row: Row, path: str, source: SourceDefinition) -> Any:
 
 
 def _render(row: Row, template: str, source: SourceDefinition) -> str:
-    from jinja2 import StrictUndefined, TemplateError
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
-        return environment.from_string(template).render(**row)
-    except TemplateError as error:
+        return environment.from_string(template).render(row)
+    except Exception as error:  # whatever an expression of the user's raises, by design
         raise CalibrationError(
-            f"source {source.name}: template {template!r}: {error}; "
+            f"source {source.name}: template {template!r}: {error or type(error).__name__}; "
             f"its columns are {', '.join(row)}"
         ) from error

@@ -57,7 +57,8 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line. A user's mistake ends as its message, a bug with its traceback."""
     quiet_libraries()
-    signal.signal(signal.SIGTERM, _terminated)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminated)
     try:
         sys.exit(cli.main(standalone_mode=False))
     except QsunError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsun.files import GIB
+from qsun.files import size
 
 if TYPE_CHECKING:
     from qsun.doctor import Finding
@@ -27,14 +27,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def size(count: float) -> str:
-    """Bytes with a unit."""
-    for unit, scale in (("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -158,6 +150,7 @@ def inspection_text(found: Inspection) -> str:
     """What `qsun inspect` prints."""
     kv = found.kv
     window = f", window {kv.sliding_window}" if kv.sliding_window else ""
+    factor = f", factor {kv.rope_factor:g}" if kv.rope_factor is not None else ""
     facts = [
         ["architecture", f"{found.architecture}, {found.dtype}"],
         ["embeddings", "tied with the head" if found.tied_embeddings else "not tied"],
@@ -166,7 +159,10 @@ def inspection_text(found: Inspection) -> str:
             f"{kv.layers} layers x {kv.kv_heads} heads x {kv.head_dim}, "
             f"{kv.bytes_per_token} bytes a token",
         ],
-        ["rotary", f"{kv.rope_type}, theta {kv.rope_theta:g}{window}, {kv.max_tokens} tokens"],
+        [
+            "rotary",
+            f"{kv.rope_type}, theta {kv.rope_theta:g}{factor}{window}, {kv.max_tokens} tokens",
+        ],
         ["vocabulary", str(kv.vocabulary)],
         ["quantization", str(found.scheme or "none")],
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from qsun.calibrate.definition import TextDefinition, load_definition
 from qsun.checkpoint_files import read_config_file
 from qsun.config import RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
-from qsun.errors import ModelError, OutputError, PlanError
-from qsun.files import GIB, free_bytes, refuse_used_folder
-from qsun.models import ModelSource, locate, read_config, skeleton
+from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
+from qsun.files import free_bytes, refuse_used_folder, size
+from qsun.models import ModelSource, Skeleton, locate, read_config, skeleton
 from qsun.quantize.estimate import Estimate, estimate
 from qsun.quantize.plan import Plan, check_architecture, make_plan
 
@@ -27,6 +28,7 @@ class Prepared:
     config_dir: Path
     source: ModelSource
     model_config: dict[str, Any]
+    shape: Skeleton
     plan: Plan
     estimate: Estimate
     calibration: TextDefinition
@@ -47,6 +49,8 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     source, model_config = _model_config(run, relative_to, dry_run)
     check_architecture(model_config)
     shape = skeleton(model_config)
+    texts = {settings.calibration: calibration, settings.heldout: heldout}
+    _check_lengths(texts, model_config["max_position_embeddings"])
     plan = make_plan(model_config, shape.linears, settings)
     expected = estimate(
         plan,
@@ -58,7 +62,7 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
         converts=source.gguf is not None,
     )
     return Prepared(
-        run, relative_to, source, model_config, plan, expected, calibration, heldout, out
+        run, relative_to, source, model_config, shape, plan, expected, calibration, heldout, out
     )
 
 
@@ -77,6 +81,20 @@ def _model_config(
         raise ModelError(f"{error}\n--dry-run plans from {run.base.config} instead.") from error
 
 
+def _check_lengths(texts: Mapping[str, TextDefinition], context_tokens: int) -> None:
+    problems = [
+        f"{path}: max_tokens {text.max_tokens} is above the model's max_position_embeddings "
+        f"{context_tokens}"
+        for path, text in texts.items()
+        if text.max_tokens > context_tokens
+    ]
+    if problems:
+        raise ConfigError(
+            f"samples would be longer than the model can read:\n{bullet_list(problems)}\n"
+            f"Lower max_tokens to {context_tokens} or less."
+        )
+
+
 def warnings_of(prepared: Prepared) -> list[str]:
     """What a user should know before starting, none of it forbidden."""
     import psutil
@@ -85,8 +103,8 @@ def warnings_of(prepared: Prepared) -> list[str]:
     available = psutil.virtual_memory().available
     if prepared.estimate.memory_bytes > available:
         found.append(
-            f"about {prepared.estimate.memory_bytes / GIB:.0f} GiB of memory are expected, "
-            f"{available / GIB:.0f} GiB are free here: the run would probably be killed"
+            f"about {size(prepared.estimate.memory_bytes)} of memory are expected, "
+            f"{size(available)} are free here: the run would probably be killed"
         )
     if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
         found.append(_disk_message(prepared))
@@ -95,8 +113,8 @@ def warnings_of(prepared: Prepared) -> list[str]:
 
 def _disk_message(prepared: Prepared) -> str:
     return (
-        f"about {prepared.estimate.disk_bytes * DISK_MARGIN / GIB:.2f} GiB of disk are needed at "
-        f"{prepared.out.parent}, {free_bytes(prepared.out) / GIB:.2f} GiB are free"
+        f"about {size(prepared.estimate.disk_bytes * DISK_MARGIN)} of disk are needed at "
+        f"{prepared.out.parent}, {size(free_bytes(prepared.out))} are free"
     )
 
 
@@ -113,7 +131,7 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
         raise OutputError(f"{_disk_message(prepared)}.\nFree some room or choose another --out.")
     if prepared.run.load_check.mode == "skip":
         return None
-    serving = find_serving_environment(prepared.run.load_check.python)
+    serving = find_serving_environment(prepared.run.load_check.python, prepared.config_dir)
     if prepared.plan.bits not in serving.kernel_bits:
         kind = "CPU" if serving.on_cpu else "GPU"
         raise PlanError(

@@ -50,7 +50,7 @@ def run_quantize(prepared: Prepared) -> dict[str, Any]:
     with publish_folder(prepared.out) as scratch, _scratch_beside(prepared.out) as base_scratch:
         announce("opening the base model")
         dtype = serving_dtype(prepared.model_config)
-        with checkpoint_folder(prepared.source, base_scratch, dtype) as base:
+        with checkpoint_folder(prepared.source, prepared.shape, base_scratch, dtype) as base:
             try:
                 result = _quantize_and_check(
                     prepared, base, scratch, sources, heldout_sources, serving

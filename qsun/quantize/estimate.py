@@ -18,7 +18,7 @@ from qsun.quantize.plan import Plan
 if TYPE_CHECKING:
     import torch
 
-PROCESS_BYTES = 1_200_000_000  # Python with torch, transformers and llm-compressor imported
+PROCESS_BYTES = 1_500_000_000  # Python with torch, transformers and llm-compressor imported
 VALUE_BYTES = 2  # bfloat16 and float16
 CLONES = 4  # of the widest smoothed pair: original, candidate, float32 candidate (counts double)
 
@@ -31,6 +31,15 @@ class Estimate:
     disk_bytes: int
     checkpoint_bytes: int
     search_s: float
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """Seconds for one block: over one text, quantizing its weights once, moving them both ways."""
+
+    forward_s: float
+    quantize_s: float
+    transfer_s: float
 
 
 def estimate(
@@ -71,7 +80,7 @@ def _search_s(
     plan: Plan, config: Mapping[str, Any], samples: int, max_tokens: int, grid_points: int
 ) -> float:
     blocks = int(config["num_hidden_layers"])
-    forward_s, quantize_s = time_one_block(config, plan, max_tokens)
+    block = time_one_block(config, plan, max_tokens)
     sizes = {
         layer.name.rpartition(".")[2]: layer.in_features * layer.out_features
         for layer in plan.layers
@@ -79,11 +88,12 @@ def _search_s(
     # Attention and MLP are re-run for their norms' scales, down_proj once more for up_proj's.
     rerun = 1 + sizes.get("down_proj", 0) / max(sum(sizes.values()), 1)
     forwards = (grid_points + 1) * rerun + 2
-    return blocks * (samples * forwards * forward_s + grid_points * quantize_s)
+    searching_s = samples * forwards * block.forward_s + grid_points * block.quantize_s
+    return blocks * (searching_s + block.transfer_s)
 
 
-def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> tuple[float, float]:
-    """Seconds to run one block over one text, and to quantize its weights once."""
+def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> BlockTimes:
+    """Run, quantize and move one block of random weights on this machine."""
     import torch
     from compressed_tensors.quantization import QuantizationArgs
     from transformers import AutoModelForCausalLM
@@ -94,7 +104,11 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> tu
     tiny = transformers_config(
         config, num_hidden_layers=1, vocab_size=256, pad_token_id=None, layer_types=None
     )
-    model = AutoModelForCausalLM.from_config(tiny, dtype=torch.bfloat16).to(device).eval()
+    # llm-compressor calibrates with eager attention.
+    model = AutoModelForCausalLM.from_config(
+        tiny, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    model = model.to(device).eval()
     tokens = torch.randint(0, 256, (1, max_tokens), device=device)
     weights = [
         module.weight
@@ -109,8 +123,17 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> tu
         for weight in weights:
             round_to_nearest(weight, args)
 
+    def write_back() -> None:
+        for weight in weights:
+            weight.to("cpu", copy=True)
+
     with torch.no_grad():
-        return _best_of(3, lambda: model.model(tokens), device), _best_of(2, quantize, device)
+        return BlockTimes(
+            forward_s=_best_of(3, lambda: model.model(tokens), device),
+            quantize_s=_best_of(2, quantize, device),
+            # Each block's weights come from memory and go back there, smoothed.
+            transfer_s=2 * _best_of(2, write_back, device) if device == "cuda" else 0.0,
+        )
 
 
 def _best_of(repeats: int, work: Callable[[], Any], device: str | torch.device) -> float:

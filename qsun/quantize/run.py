@@ -101,7 +101,7 @@ def quantize(
         check_written(checkpoint.layers(), {layer.name: layer.sha256 for layer in layers})
         layer_bytes = checkpoint.layer_bytes()
     written = load_dequantized(out)
-    with on_accelerator(written):
+    with on_accelerator(written, last_use=True):
         quantized = perplexity(written, heldout, "perplexity, quantized")
     return Quantization(
         layers=layers,
@@ -133,9 +133,14 @@ def _round_all(
 
 def _restore(model: PreTrainedModel, base: Path, names: Sequence[str]) -> None:
     modules = dict(model.named_modules())
-    with Tensors(base) as tensors:
-        for name in names:
-            modules[name].weight.data.copy_(tensors[f"{name}.weight"])
+    for name in names:
+        modules[name].weight.data.copy_(_tensor(base, f"{name}.weight"))
+
+
+def _tensor(folder: Path, name: str) -> torch.Tensor:
+    """One tensor; its file is mapped no longer than that, or its pages would count as memory."""
+    with Tensors(folder) as tensors:
+        return tensors[name]
 
 
 def _layer_results(
@@ -148,22 +153,20 @@ def _layer_results(
 ) -> list[LayerResult]:
     modules = dict(model.named_modules())
     results = []
-    with Tensors(base) as tensors:
-        for layer in track(plan.layers, "layer errors", len(plan.layers)):
-            written = quantized_layer(layer.name, modules[layer.name])
-            stand_in = smoothed.undo(layer.name, written.weight())
-            original = tensors[f"{layer.name}.weight"]
-            error = output_error(inputs[layer.name], original, stand_in)
-            results.append(
-                LayerResult(
-                    name=layer.name,
-                    bits=plan.bits,
-                    group_size=plan.group_size,
-                    rtn_error=rtn_errors[layer.name],
-                    awq_error=error,
-                    sha256=written.digest(),
-                )
+    for layer in track(plan.layers, "layer errors", len(plan.layers)):
+        written = quantized_layer(layer.name, modules[layer.name])
+        stand_in = smoothed.undo(layer.name, written.weight())
+        original = _tensor(base, f"{layer.name}.weight")
+        results.append(
+            LayerResult(
+                name=layer.name,
+                bits=plan.bits,
+                group_size=plan.group_size,
+                rtn_error=rtn_errors[layer.name],
+                awq_error=output_error(inputs[layer.name], original, stand_in),
+                sha256=written.digest(),
             )
+        )
     return results
 
 

@@ -36,6 +36,17 @@ def write_checkpoint(
         tokenizer.save_pretrained(folder)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
+    _empty(model)
+
+
+def _empty(model: PreTrainedModel) -> None:
+    """Free the weights: llm-compressor keeps the module itself alive after its run."""
+    from compressed_tensors.offload import disable_onloading
+
+    with disable_onloading():
+        for module in model.modules():
+            module._parameters.clear()
+            module._buffers.clear()
 
 
 def _write_gemm(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
@@ -111,12 +122,10 @@ def check_written(checkpoint_layers: Iterator[QuantizedLayer], digests: Mapping[
 
 @contextmanager
 def _disk_full_is_an_os_error() -> Iterator[None]:
-    """Safetensors reports a full disk as an error of its own, by text alone."""
-    from safetensors import SafetensorError
-
+    """Both safetensors and tokenizers report a full disk as errors of their own, by text alone."""
     try:
         yield
-    except SafetensorError as error:
+    except Exception as error:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, "no space left on device") from error
         raise
