@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,11 +12,10 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.awq.mappings import default_mappings
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qsun.config import QuantizeConfig
-from qsun.models import skeleton
 from qsun.quantize.awq import (
     KvNeutralAwq,
     _no_pinning_without_accelerator,
@@ -25,6 +25,7 @@ from qsun.quantize.awq import (
 from qsun.quantize.grid import round_to_nearest
 from qsun.quantize.mappings import KvNeutralityError, assert_kv_neutral
 from qsun.quantize.plan import Plan, make_plan
+from qsun.skeleton import skeleton
 from tests.builders import problems, tiny_model, tiny_tokenizer
 
 OUTLIER = 30.0
@@ -131,7 +132,7 @@ def run_default_mappings(
         oneshot(
             model=model,
             tokenizer=tiny_tokenizer(),
-            dataset=DataLoader(batches, batch_size=None),
+            dataset=DataLoader(cast("Dataset[Any]", batches), batch_size=None),
             recipe=[smoother, quantizer],
             pipeline="sequential",
         )

@@ -12,7 +12,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
     ("settings", "config", "records", "kv_layout", "autoawq"),
     (
-        *("checkpoint_files", "models", "gguf_file", "decode_checkpoint", "scoring"),
+        *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_server", "inspection", "doctor"),
     ),
     STAGES,

@@ -10,9 +10,9 @@ import pytest
 
 from qsun.config import QuantizeConfig
 from qsun.errors import PlanError
-from qsun.models import skeleton
 from qsun.quantize.mappings import FEEDS_CACHE, SMOOTHINGS, KvNeutralityError, assert_kv_neutral
 from qsun.quantize.plan import Plan, make_plan
+from qsun.skeleton import skeleton
 from tests.builders import Architecture, model_config, tensors_on_disk
 
 

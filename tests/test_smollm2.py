@@ -190,8 +190,7 @@ def test_one_damaged_scale_fails_every_check(w4: Quantized, scored: Scored, tmp_
     weights = damaged / "model.safetensors"
     tensors = load_file(weights)
     name = "model.layers.1.mlp.down_proj"
-    scale = tensors[f"{name}.weight_scale"].view(torch.int16)
-    scale[0, 0] ^= 0x0400  # one bit, of the exponent
+    tensors[f"{name}.weight_scale"][0, 0] *= 256  # one bit of its exponent
     save_file(tensors, weights, metadata={"format": "pt"})
 
     digests = {layer["name"]: layer["sha256"] for layer in w4.result["quantization"]["layers"]}

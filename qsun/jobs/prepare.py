@@ -13,9 +13,10 @@ from qsun.config import RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
 from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
 from qsun.files import free_bytes, refuse_used_folder, size
-from qsun.models import ModelSource, Skeleton, locate, read_config, skeleton
+from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
 from qsun.quantize.plan import Plan, check_architecture, make_plan
+from qsun.skeleton import Skeleton, skeleton
 
 DISK_MARGIN = 1.05  # tokenizer, records and file system overhead beside the tensors
 

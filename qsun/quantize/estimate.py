@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qsun.models import Skeleton, transformers_config
 from qsun.quantize.plan import Plan
+from qsun.skeleton import Skeleton, transformers_config
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import Any
 
 from qsun.config import QuantizeConfig
 from qsun.errors import PlanError, bullet_list
-from qsun.models import LinearShape
 from qsun.quantize.mappings import FUSED, SMOOTHINGS
+from qsun.skeleton import LinearShape
 
 GROUP_SIZES = (128, 64, 32)
 ROW_PARALLEL = ("o_proj", "down_proj")  # vLLM shards their inputs, every other layer's outputs

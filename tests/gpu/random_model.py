@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qsun.checkpoint_files import read_config_file
-from qsun.models import transformers_config
+from qsun.skeleton import transformers_config
 from tests.builders import problem, tiny_tokenizer, write_config, write_definition, write_jsonl
 
 SPREAD = 0.02  # of the weights, as trained models have it
