@@ -13,6 +13,7 @@ from qsun.records import read_record
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ("smollm2-135m-w4.json", "smollm2-135m-w3.json")
+LARGE = "gpu-8b-shape-w4.json"
 HEADER = (
     "| SmolLM2-135M-Instruct | linear weights, of 16-bit | perplexity "
     "| vLLM against transformers, nats |\n|---|---|---|---|"
@@ -58,7 +59,23 @@ def table() -> str:
         f"{cost['search_s']:.0f} s of them AWQ search, and "
         f"{cost['peak_memory_bytes'] / 2**30:.1f} GiB."
     )
+    lines.append(f"\n{large_model()}")
     return "\n".join(lines) + "\n"
+
+
+def large_model() -> str:
+    """What the run on a GPU cost; its weights are random, so its perplexities say nothing."""
+    record = read_record(ROOT / "docs" / "records" / LARGE, "quantization")
+    cost, calibration = record.result["cost"], record.result["calibration"]
+    return (
+        f"Llama-3.1-8B's shape with random weights, on one {record.hardware['accelerator']}, "
+        f"{calibration['samples']} samples of {calibration['tokens'] // calibration['samples']} "
+        f"tokens, no load check (`tests/gpu/quantize_8b_shape.sh`): {cost['wall_s'] / 60:.1f} "
+        f"minutes, AWQ search {cost['search_s']:.0f} s ({cost['search_s_estimated']:.0f} s "
+        f"estimated), {cost['peak_memory_bytes'] / 2**30:.1f} GiB of memory "
+        f"({cost['peak_memory_bytes_estimated'] / 2**30:.1f} GiB estimated) and "
+        f"{cost['peak_accelerator_bytes'] / 2**30:.1f} GiB on the GPU."
+    )
 
 
 def rendered(readme: str) -> str:

@@ -5,8 +5,12 @@ Each variable can be set beforehand to hear that library again.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 VARIABLES = {
     "TQDM_DISABLE": "1",
@@ -24,3 +28,11 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=SyntaxWarning)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Drop what llm-compressor draws on stderr with no switch against it; errors still raise."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    with redirect_stderr(io.StringIO()):
+        yield

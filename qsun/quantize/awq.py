@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from qsun.progress import bar
 from qsun.quantize.mappings import SMOOTHINGS, assert_kv_neutral
 from qsun.quantize.plan import Plan
+from qsun.quiet import hushed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,7 +131,11 @@ def apply_awq(
         for text in texts
     ]
     blocks = model.config.num_hidden_layers
-    with bar("AWQ, block by block", blocks) as shown, _no_pinning_without_accelerator():
+    with (
+        bar("AWQ, block by block", blocks) as shown,
+        _no_pinning_without_accelerator(),
+        hushed(),
+    ):
         # One epoch more than there are blocks ends the head, which is not quantized.
         smoother._progress = BlockProgress(lambda: shown.update(min(1, blocks - shown.n)))
         oneshot(

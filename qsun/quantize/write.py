@@ -17,6 +17,7 @@ from qsun.errors import PlanError, bullet_list
 from qsun.files import write_json
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.plan import Plan
+from qsun.quiet import hushed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ def write_checkpoint(
 ) -> None:
     """Write the model that `apply_awq` prepared; the model is of no further use afterwards."""
     model.config._name_or_path = ""
-    with _disk_full_is_an_os_error():
+    with _disk_full_is_an_os_error(), hushed():
         if plan.format == "awq":
             _write_gemm(model, plan, folder)
         else:
