@@ -20,9 +20,9 @@ setup: .venv/.installed .venv-serving/.installed
 .venv/.installed: requirements/main.txt requirements/data.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
-	$(UV) pip install -q --python $(BIN)/python --no-deps --compile-bytecode $(MAIN_TORCH) \
-	  -r requirements/main.txt -r requirements/data.txt
-	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	$(UV) pip install -q --python $(BIN)/python --compile-bytecode $(MAIN_TORCH) \
+	  -r requirements/main.txt
+	$(UV) pip install -q --python $(BIN)/python --no-deps -r requirements/data.txt -e .
 	touch $@
 
 # vLLM pins another compressed-tensors: an environment of its own. Compiled at once, because every
@@ -75,7 +75,9 @@ records: setup
 	$(BIN)/python docs/readme_table.py
 
 # New pins from pyproject.toml and requirements/serving.in.
-LOCK = $(UV) pip compile -q --python-version 3.11 --no-annotate --no-header $(MAIN_TORCH)
+# The local part of torch's version (+cpu) is left to each machine, CUDA's libraries to torch.
+LOCK = $(UV) pip compile -q --python-version 3.11 --no-annotate --no-header \
+  --upgrade-package torch $(SERVING_TORCH)
 lock: setup
 	$(LOCK) pyproject.toml --extra dev -o requirements/main.txt
 	$(LOCK) --override requirements/serving-overrides.txt requirements/serving.in \

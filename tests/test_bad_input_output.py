@@ -187,6 +187,12 @@ def test_a_bare_name_is_an_interpreter_of_the_path(
     assert "python has no vLLM installed" in refused(config, 8)
 
 
+def test_more_load_check_prompts_than_there_are(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder, load_check={"prompts": 5})
+    message = refused(config, 3)
+    assert "load_check.prompts is 5, but the held-out text has only 4 samples" in message
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, tiny_folder: Path) -> None:
     signals = {signal.SIGINT: tmp_path / "ctrl-c", signal.SIGTERM: tmp_path / "terminated"}
     running = {number: start_long_run(folder, tiny_folder) for number, folder in signals.items()}

@@ -126,6 +126,7 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
         OutputError: the output folder is in use, or the disk too small.
         ServingEnvironmentError: no vLLM for the load check.
         PlanError: vLLM has no kernel for these bits, so that the load check could not pass.
+        ConfigError: the load check wants more prompts than there are.
     """
     refuse_used_folder(prepared.out)
     if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
@@ -139,5 +140,11 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
             f"vLLM's {kind} build has no kernel for {prepared.plan.bits}-bit weights (it has "
             f"{', '.join(map(str, serving.kernel_bits))}): the load check could not pass.\n"
             "To quantize without it: --set load_check.mode=skip"
+        )
+    if prepared.heldout.samples < prepared.run.load_check.prompts:
+        raise ConfigError(
+            f"load_check.prompts is {prepared.run.load_check.prompts}, but the held-out text has "
+            f"only {prepared.heldout.samples} samples: raise its samples or lower "
+            "load_check.prompts"
         )
     return serving

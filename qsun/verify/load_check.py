@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from qsun.checkpoint_files import read_config_file
 from qsun.config import LoadCheckConfig
 from qsun.environments import ServingEnvironment
 from qsun.errors import LoadCheckError
@@ -101,7 +102,8 @@ def check_load(
         ServingEnvironmentError: vLLM did not start, or ended before the last answer.
     """
     chat = load_tokenizer(folder).chat_template is not None
-    room = settings.prompt_tokens + max(settings.greedy_tokens, CHAT_TOKENS) + 256
+    context = int(read_config_file(folder / "config.json")["max_position_embeddings"])
+    room = min(settings.prompt_tokens + max(settings.greedy_tokens, CHAT_TOKENS) + 256, context)
     with serve(serving.python, folder, room, settings.start_timeout_s, environment) as server:
         scored = [
             _prompt_log_probabilities(server, prompt)
