@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import problems, write_config, write_definition, write_jsonl
+from tests.builders import problems, tiny_model, write_config, write_definition, write_jsonl
 from tests.command import refused
 
 CHAT = {"prompt": "prompt", "response": "response"}
@@ -156,6 +156,14 @@ def test_a_missing_package(text: Text) -> None:
 def test_an_unknown_generator(text: Text) -> None:
     message = text.refuse_source(kind="generator", dataset="no_such", prompt="question")
     assert "source mine: Dataset 'no_such' not registered" in message
+
+
+def test_a_chat_that_the_model_refuses(tmp_path: Path) -> None:
+    refusing = "{{ raise_exception('roles must alternate') }}"
+    tiny_model(tmp_path / "model", chat_template=refusing)
+    message = refused(write_config(tmp_path / "run", "../model"), 6)
+    assert "chat template refuses a row with the roles user, assistant" in message
+    assert "roles must alternate" in message
 
 
 def test_a_data_set_folder_that_is_missing(text: Text) -> None:

@@ -135,8 +135,22 @@ def _encode(row: Row, source: SourceDefinition, tokenizer: PreTrainedTokenizerBa
     messages = row_messages(row, source)
     if tokenizer.chat_template is None:
         return list(tokenizer("\n\n".join(message["content"] for message in messages)).input_ids)
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer(_chat(messages, source, tokenizer), add_special_tokens=False).input_ids)
+
+
+def _chat(
+    messages: list[Message], source: SourceDefinition, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise CalibrationError(
+            f"source {source.name}: the model's chat template refuses a row with the roles "
+            f"{roles}: {error}"
+        ) from error
 
 
 def row_messages(row: Row, source: SourceDefinition) -> list[Message]:
