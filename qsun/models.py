@@ -94,7 +94,7 @@ def _hub_config(source: ModelSource) -> Path:
 
 
 def _hub_message(hub_id: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"cannot get {hub_id!r} from the Hugging Face hub: {reason}\n"
         "Check the id, the network and HF_TOKEN; write a local folder as ./folder; or plan "
@@ -102,10 +102,7 @@ def _hub_message(hub_id: str, error: Exception) -> str:
     )
 
 
-@contextmanager
-def checkpoint_folder(
-    source: ModelSource, shape: Skeleton, scratch: Path, dtype: str
-) -> Iterator[Path]:
+def checkpoint_folder(source: ModelSource, shape: Skeleton, scratch: Path, dtype: str) -> Path:
     """The base model as a Hugging Face folder: as it lies, from the hub, or converted from GGUF.
 
     A conversion goes to `scratch`, as `dtype`. The folder has passed `check_checkpoint` and
@@ -122,7 +119,7 @@ def checkpoint_folder(
         folder = _hub_snapshot(source)
     check_checkpoint(folder)
     check_tensors(folder, shape)
-    yield folder
+    return folder
 
 
 def _hub_snapshot(source: ModelSource) -> Path:

@@ -26,7 +26,7 @@ def bar(description: str, total: int) -> Iterator[Any]:
     with tqdm(
         total=total,
         desc=f"  {description}",
-        leave=False,
+        leave=not on_terminal,  # in a log, a bar ends as a line of its own
         disable=False,
         file=sys.stderr,
         mininterval=0.2 if on_terminal else 15.0,

@@ -43,3 +43,23 @@ def test_quantize_to_a_module_that_vllm_serves(shape: str, layout: str, tmp_path
     assert found["kv"]["kv_heads"] == SHAPES[shape]["kv_heads"]
     assert found["tied_embeddings"] == SHAPES[shape]["tied"]
     assert found["files_changed"] == []
+
+
+def test_a_module_that_fails_its_load_check_is_kept_but_not_published(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "base", vocabulary=VOCABULARY)
+    strict = {
+        "prompts": 4,
+        "prompt_tokens": 40,
+        "measure_noise": False,
+        "max_mean_difference": 0.0,
+    }
+    config = write_config(tmp_path / "run", "../base", load_check=strict)
+    out = tmp_path / "published" / "module"
+    failed = run_qsun("quantize", config, "--out", out)
+    assert failed.exit_code == 9
+    assert "vLLM does not compute what was quantized" in failed.message
+    (kept,) = out.parent.iterdir()
+    assert kept.name.startswith("module.rejected-")
+    assert f"kept as {kept}" in failed.message
+    with DecodeCheckpoint(kept) as checkpoint:
+        assert len(checkpoint.layer_names()) == 14

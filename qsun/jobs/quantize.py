@@ -50,19 +50,17 @@ def run_quantize(prepared: Prepared) -> dict[str, Any]:
     with publish_folder(prepared.out) as scratch, _scratch_beside(prepared.out) as base_scratch:
         announce("opening the base model")
         dtype = serving_dtype(prepared.model_config)
-        with checkpoint_folder(prepared.source, prepared.shape, base_scratch, dtype) as base:
-            try:
-                result = _quantize_and_check(
-                    prepared, base, scratch, sources, heldout_sources, serving
-                )
-            except LoadCheckError as error:
-                kept = _keep_rejected(scratch, prepared.out)
-                raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
-            result["base"] = {
-                "model": prepared.run.base.model,
-                "revision": prepared.run.base.revision,
-                "sha256": fingerprint(prepared.source, base),
-            }
+        base = checkpoint_folder(prepared.source, prepared.shape, base_scratch, dtype)
+        try:
+            result = _quantize_and_check(prepared, base, scratch, sources, heldout_sources, serving)
+        except LoadCheckError as error:
+            kept = _keep_rejected(scratch, prepared.out)
+            raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
+        result["base"] = {
+            "model": prepared.run.base.model,
+            "revision": prepared.run.base.revision,
+            "sha256": fingerprint(prepared.source, base),
+        }
         result["cost"] = _cost(time.monotonic() - started, result, prepared.estimate)
         result["files"] = digest_folder(scratch)
         record = new_record("quantization", prepared.run, prepared.run.seed, result)
