@@ -61,13 +61,64 @@ class LoadCheckConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """The adapter that a LoRA prefill module is; `targets` are linear layers of each block."""
+
+    rank: int = field(default=16, metadata={"minimum": 1})
+    alpha: float = field(default=32.0, metadata={"minimum": 0.0})
+    dropout: float = field(default=0.0, metadata={"minimum": 0.0, "maximum": 0.9})
+    targets: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How a prefill module is tuned through the frozen decode module.
+
+    The loss of a response token is its negative log-likelihood (`nll`), the KL divergence from a
+    `teacher` checkpoint to what the hand-off predicts (`kl`), or `mix`: `kl_weight` of the latter
+    and the rest of the former. `decode` is a quantized decode module's folder, for system qsun.
+    `micro_batch_size` rows are on the device at once; `batch_size` rows make one step. `compile`
+    fuses each decoder layer's operations; `auto` does so on an accelerator. The task's own accuracy
+    is taken `evaluations` times on the way, and before the first step where that is above 1.
+    """
+
+    module: str = field(default="full", metadata={"choices": ("full", "lora")})
+    lora: LoraConfig = LoraConfig()
+    boundary: str = field(default="n-1", metadata={"choices": ("n-1", "n")})
+    decode: str | None = None
+    loss: str = field(default="nll", metadata={"choices": ("nll", "kl", "mix")})
+    teacher: str | None = None
+    kl_weight: float = field(default=0.5, metadata={"minimum": 0.0, "maximum": 1.0})
+    samples: int | None = field(default=None, metadata={"minimum": 1})
+    epochs: int = field(default=1, metadata={"minimum": 1})
+    batch_size: int = field(default=128, metadata={"minimum": 1})
+    micro_batch_size: int = field(default=16, metadata={"minimum": 1})
+    learning_rate: float = field(default=2e-5, metadata={"minimum": 0.0})
+    warmup: float = field(default=0.1, metadata={"minimum": 0.0, "maximum": 1.0})
+    weight_decay: float = field(default=0.0, metadata={"minimum": 0.0})
+    max_grad_norm: float = field(default=1.0, metadata={"minimum": 0.0})
+    gradient_checkpointing: bool = False
+    compile: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    evaluations: int = field(default=4, metadata={"minimum": 0})
+    checkpoints: int = field(default=4, metadata={"minimum": 0})
+    generation_batch_size: int = field(default=64, metadata={"minimum": 1})
+    test: bool = True
+    test_base: bool = True
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. Paths are relative to the folder of the file that names them."""
 
     name: str
     base: BaseConfig
-    quantize: QuantizeConfig
+    quantize: QuantizeConfig | None = None
     load_check: LoadCheckConfig = LoadCheckConfig()
+    tasks: tuple[str, ...] = ()
+    tune: TuneConfig = TuneConfig()
     seed: int = 0
 
 

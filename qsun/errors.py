@@ -33,8 +33,8 @@ class PlanError(QsunError):
     exit_code = 5
 
 
-class CalibrationError(QsunError):
-    """Calibration or held-out text that is missing, empty, or not where the definition says."""
+class DataError(QsunError):
+    """Calibration text or task data that is missing, empty, or not where its definition says."""
 
     exit_code = 6
 
@@ -55,6 +55,18 @@ class LoadCheckError(QsunError):
     """vLLM does not compute what was quantized."""
 
     exit_code = 9
+
+
+class ResourceError(QsunError):
+    """Memory that ran out, on the accelerator or beside it."""
+
+    exit_code = 10
+
+
+class Interrupted(QsunError):
+    """Work that was stopped by its user and can be gone on with."""
+
+    exit_code = 130
 
 
 def bullet_list(lines: Iterable[str], at_most: int = 12) -> str:

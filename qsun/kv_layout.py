@@ -93,3 +93,12 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _pairs(value)
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def layout_differences(one: KvLayout, other: KvLayout) -> list[str]:
+    """Every field in which two layouts differ, as `field: one's, other's`."""
+    return [
+        f"{name}: {mine}, {theirs}"
+        for name, mine in vars(one).items()
+        if mine != (theirs := getattr(other, name))
+    ]

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "quantize", "verify")
+STAGES = ("calibrate", "tune", "quantize", "verify")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
-    ("settings", "config", "records", "kv_layout", "autoawq"),
+    ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_server", "inspection", "doctor"),
+        *("rows", "calls", "functions", "chats", "tasks", "processes", "handoff", "generation"),
     ),
     STAGES,
     ("jobs",),

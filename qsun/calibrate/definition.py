@@ -7,43 +7,7 @@ from pathlib import Path
 
 from qsun.errors import ConfigError, bullet_list
 from qsun.settings import load_settings
-
-KINDS = ("huggingface", "jsonl", "package", "generator")
-NEEDED = {
-    "huggingface": ("dataset",),
-    "jsonl": ("path",),
-    "package": ("package", "path"),
-    "generator": ("dataset",),
-}
-
-
-@dataclass(frozen=True)
-class SourceDefinition:
-    """One source of rows, and which of a row's columns make a sample.
-
-    A row gives either `text`, or `prompt` (with or without `response`), or `messages`. Each names
-    a column (`answer`, `metadata.answer_cot`) or is a Jinja template over the columns
-    (`{{ question }}`). `answers` and `answers_key` join a second file of the same package by a
-    common column. `templates` chooses a side of the generator's problem templates.
-    """
-
-    name: str
-    kind: str = field(metadata={"choices": KINDS})
-    weight: float = field(default=1.0, metadata={"minimum": 0.0})
-    dataset: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    path: str | None = None
-    package: str | None = None
-    answers: str | None = None
-    answers_key: str = "id"
-    templates: str = field(default="all", metadata={"choices": ("all", "train", "held-out")})
-    text: str | None = None
-    prompt: str | None = None
-    response: str | None = None
-    messages: str | None = None
-    licence: str | None = None
+from qsun.sources import SourceDefinition, source_problems
 
 
 @dataclass(frozen=True)
@@ -81,23 +45,7 @@ def load_definition(path: Path) -> TextDefinition:
     if definition.sources and not sum(source.weight for source in definition.sources):
         problems.append("sources: every weight is 0")
     for source in definition.sources:
-        problems += _source_problems(source)
+        problems += source_problems(source)
     if problems:
         raise ConfigError(f"{path} has {len(problems)} mistake(s):\n{bullet_list(problems)}")
     return definition
-
-
-def _source_problems(source: SourceDefinition) -> list[str]:
-    problems = [
-        f"source {source.name}: kind {source.kind} needs {key}"
-        for key in NEEDED[source.kind]
-        if getattr(source, key) is None
-    ]
-    given = [key for key in ("text", "prompt", "messages") if getattr(source, key) is not None]
-    if len(given) != 1:
-        problems.append(
-            f"source {source.name}: give one of text, prompt or messages, not {given or 'none'}"
-        )
-    if source.response is not None and source.prompt is None:
-        problems.append(f"source {source.name}: response needs a prompt beside it")
-    return problems

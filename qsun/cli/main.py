@@ -14,6 +14,10 @@ from qsun.errors import QsunError
 from qsun.quiet import quiet_libraries
 
 COMMANDS = {
+    "tune": (
+        "qsun.cli.tune",
+        "Tune a task's prefill module through the frozen decode module.",
+    ),
     "quantize": (
         "qsun.cli.quantize",
         "Quantize a base model into a decode module that vLLM loads.",

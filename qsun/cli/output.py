@@ -192,3 +192,34 @@ def findings_text(findings: Sequence[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':9}-> {finding.remedy}")
     return "\n".join(lines)
+
+
+def tuning_text(out: Path, result: dict[str, Any]) -> str:
+    """What `qsun tune` prints: a line per system and test set."""
+    losses, tests = result["validation_loss"], result["tests"]
+    sets = list(next(iter(tests.values()), {}))
+    rows = [
+        [name, f"{loss:.4f}", *(_accuracy(tests.get(name, {}).get(test)) for test in sets)]
+        for name, loss in losses.items()
+    ]
+    training, task = result["training"], result["task"]
+    overlap = ", ".join(
+        f"{name} {found['shared']} of {found['tests']}"
+        for name, found in task["overlap_with_training"].items()
+    )
+    facts = [
+        f"{task['name']}, system {result['system']}, {result['module']} module, boundary "
+        f"{result['boundary']}: {out}",
+        table(["", "validation loss", *sets], rows),
+        f"{training['steps']} steps, {training['tokens']} tokens, {training['seconds']:.0f} s",
+    ]
+    if overlap:
+        facts.append(f"tests that share a word sequence with training: {overlap}")
+    return "\n".join(facts)
+
+
+def _accuracy(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["interval_95"]
+    return f"{found['accuracy']:.1%} ({low:.1%} to {high:.1%})"

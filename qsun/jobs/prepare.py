@@ -9,7 +9,7 @@ from typing import Any
 
 from qsun.calibrate.definition import TextDefinition, load_definition
 from qsun.checkpoint_files import read_config_file
-from qsun.config import RunConfig
+from qsun.config import QuantizeConfig, RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
 from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
 from qsun.files import free_bytes, refuse_used_folder, size
@@ -26,6 +26,7 @@ class Prepared:
     """Everything known before weights are opened."""
 
     run: RunConfig
+    settings: QuantizeConfig
     config_dir: Path
     source: ModelSource
     model_config: dict[str, Any]
@@ -45,6 +46,8 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     """
     relative_to = config_path.absolute().parent
     settings = run.quantize
+    if settings is None:
+        raise ConfigError(f"{config_path} has no section `quantize`: it says how D is quantized")
     calibration = load_definition(relative_to / settings.calibration)
     heldout = load_definition(relative_to / settings.heldout)
     source, model_config = _model_config(run, relative_to, dry_run)
@@ -63,7 +66,17 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
         converts=source.gguf is not None,
     )
     return Prepared(
-        run, relative_to, source, model_config, shape, plan, expected, calibration, heldout, out
+        run,
+        settings,
+        relative_to,
+        source,
+        model_config,
+        shape,
+        plan,
+        expected,
+        calibration,
+        heldout,
+        out,
     )
 
 

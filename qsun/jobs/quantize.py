@@ -90,7 +90,7 @@ def _quantize_and_check(
         prepared.plan,
         calibration.tokens,
         heldout.tokens,
-        prepared.run.quantize.grid_points,
+        prepared.settings.grid_points,
         out,
     )
     return {
@@ -134,7 +134,7 @@ def _load_check(
 
 
 def _folder(prepared: Prepared, which: str) -> Path:
-    path: str = getattr(prepared.run.quantize, which)
+    path: str = getattr(prepared.settings, which)
     return (prepared.config_dir / path).absolute().parent
 
 

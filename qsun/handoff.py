@@ -1,0 +1,221 @@
+"""The hand-off: a prefill module writes the prompt's KV cache, the decode module reads it.
+
+The two-module forward of SUN (arXiv 2603.02599), teacher-forced. Rows are padded on the right, so
+that causality alone keeps a prompt's tokens from its padding and no query is left without a key;
+see `docs/architecture.md` for what padding on the left does.
+
+Gradients reach the prefill module only through the K and V that the decode module reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Boundary(Enum):
+    """How many of a prompt's n positions the prefill module writes."""
+
+    BEFORE_LAST = "n-1"
+    """The decode module reads the prompt's last token and predicts all: what vLLM serves."""
+    LAST = "n"
+    """The prefill module reads the whole prompt and predicts the first token: the paper's form."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts and responses, each padded on the right.
+
+    `prompts` int64 `[rows, longest prompt]`, `responses` int64 `[rows, longest response]`, the
+    lengths int64 `[rows]`: a prompt has at least 2 tokens, a response at least 1.
+    """
+
+    prompts: torch.Tensor
+    prompt_lengths: torch.Tensor
+    responses: torch.Tensor
+    response_lengths: torch.Tensor
+
+    @property
+    def response_mask(self) -> torch.Tensor:
+        """Where responses have tokens, bool `[rows, longest response]`."""
+        columns = torch.arange(self.responses.shape[1], device=self.responses.device)
+        return columns < self.response_lengths[:, None]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """All response tokens, row after row, int64 `[response tokens]`."""
+        return self.responses[self.response_mask]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items()}
+        return replace(self, **moved)
+
+
+def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
+    """A batch of token lists.
+
+    Raises:
+        ValueError: a prompt under 2 tokens, which leaves nothing to hand off, or an empty response.
+    """
+    if min(map(len, prompts)) < 2 or min(map(len, responses)) < 1:
+        raise ValueError("a prompt needs at least 2 tokens and a response at least 1")
+    return Batch(*_padded(prompts), *_padded(responses))
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for row, target in zip(rows, tokens, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    return tokens, lengths
+
+
+class WrittenLayer(DynamicLayer):
+    """One layer's K and V as the prefill module wrote them; writing again changes nothing."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep what was written, and give it back."""
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """0: a prompt is written whole, after nothing."""
+        return 0
+
+
+class HandedLayer(DynamicLayer):
+    """One layer's prompt K and V for reading; the decode module's own are not kept.
+
+    Reading twice gives the same, as the recomputation under gradient checkpointing needs.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The handed positions and, after them, the decode module's own."""
+        keys = torch.cat([self.keys, key_states.to(self.keys.dtype)], dim=-2)
+        return keys, torch.cat([self.values, value_states.to(self.values.dtype)], dim=-2)
+
+
+KvCache = list[
+    tuple[torch.Tensor, torch.Tensor]
+]  # per layer [rows, KV heads, positions, head size]
+
+
+def body(model: PreTrainedModel) -> Any:
+    """The stack of decoder layers, adapters of peft included."""
+    unwrap = getattr(model, "get_base_model", None)
+    return (unwrap() if unwrap else model).get_decoder()
+
+
+def head(model: PreTrainedModel) -> Any:
+    """What turns final hidden states into logits."""
+    return model.get_output_embeddings()
+
+
+def write_prompts(
+    prefill: PreTrainedModel, tokens: torch.Tensor, dtype: torch.dtype
+) -> tuple[KvCache, torch.Tensor]:
+    """What the prefill module makes of prompts, padding included.
+
+    Gives the cache as `dtype`, and the final hidden states `[rows, positions, hidden]`.
+    """
+    stack = body(prefill)
+    cache = Cache(layers=[WrittenLayer() for _ in range(stack.config.num_hidden_layers)])
+    states = stack(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
+    written = [
+        (cast(torch.Tensor, layer.keys).to(dtype), cast(torch.Tensor, layer.values).to(dtype))
+        for layer in cache.layers
+    ]
+    return written, states
+
+
+def response_logits(
+    prefill: PreTrainedModel,
+    decode: PreTrainedModel,
+    batch: Batch,
+    boundary: Boundary = Boundary.BEFORE_LAST,
+) -> torch.Tensor:
+    """Logits of every response token through the hand-off, in the order of `batch.targets`.
+
+    Returns `[response tokens, vocabulary]`, in the decode module's dtype.
+    """
+    rows = torch.arange(len(batch.prompts), device=batch.prompts.device)
+    last_token = batch.prompts[rows, batch.prompt_lengths - 1]
+    if boundary is Boundary.BEFORE_LAST:
+        cache, _ = write_prompts(prefill, batch.prompts[:, :-1], decode.dtype)
+        read = torch.cat([last_token[:, None], batch.responses[:, :-1]], dim=1)
+        states = _continue(decode, cache, batch.prompt_lengths - 1, read)
+        return cast(torch.Tensor, head(decode)(states[batch.response_mask]))
+    cache, prompt_states = write_prompts(prefill, batch.prompts, decode.dtype)
+    first = head(prefill)(prompt_states[rows, batch.prompt_lengths - 1]).to(decode.dtype)
+    later = batch.response_mask[:, 1:]
+    if not later.any():
+        return cast(torch.Tensor, first)
+    states = _continue(decode, cache, batch.prompt_lengths, batch.responses[:, :-1])
+    rest = head(decode)(states[later])
+    order = torch.cat([rows, rows[:, None].expand_as(later)[later]]).argsort(stable=True)
+    return torch.cat([first, rest])[order]
+
+
+def _continue(
+    decode: PreTrainedModel, cache: KvCache, written: torch.Tensor, read: torch.Tensor
+) -> torch.Tensor:
+    """The decode module's final hidden states over `read`, which follows `written` positions."""
+    columns = torch.arange(cache[0][0].shape[-2], device=read.device)
+    mask = torch.cat([columns < written[:, None], torch.ones_like(read, dtype=torch.bool)], dim=1)
+    positions = written[:, None] + torch.arange(read.shape[1], device=read.device)
+    states = body(decode)(
+        input_ids=read,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=Cache(layers=[HandedLayer(keys, values) for keys, values in cache]),
+        use_cache=True,
+    ).last_hidden_state
+    return cast(torch.Tensor, states)
+
+
+def single_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The same logits when one model reads prompt and response in one pass."""
+    width = int((batch.prompt_lengths + batch.response_lengths).max())
+    tokens = batch.prompts.new_zeros(len(batch.prompts), width)
+    tokens[:, : batch.prompts.shape[1]] = batch.prompts
+    columns = batch.prompt_lengths[:, None] + torch.arange(
+        batch.responses.shape[1], device=tokens.device
+    )
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(columns)
+    inside = batch.response_mask
+    tokens[rows[inside], columns[inside]] = batch.targets
+    states = body(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return cast(torch.Tensor, head(model)(states[rows[inside], columns[inside] - 1]))
+
+
+def log_likelihood(
+    prefill: PreTrainedModel,
+    decode: PreTrainedModel,
+    batch: Batch,
+    boundary: Boundary = Boundary.BEFORE_LAST,
+) -> torch.Tensor:
+    """Log-probability (nats) of each response given its prompt, float32 `[rows]`."""
+    logits = response_logits(prefill, decode, batch, boundary).float()
+    scores = -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    rows = torch.arange(len(batch.prompts), device=scores.device)
+    row_of = rows[:, None].expand_as(batch.response_mask)[batch.response_mask]
+    return torch.zeros(len(rows), device=scores.device).index_add(0, row_of, scores)

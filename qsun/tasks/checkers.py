@@ -1,0 +1,27 @@
+"""Checkers: what says whether a response is right, by the name that a task's definition gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qsun.tasks.final_number import check_final_numbers
+from qsun.tasks.function_calls import check_function_calls
+from qsun.tasks.unit_tests import check_unit_tests
+
+Checker = Callable[[Sequence[str], Sequence[str]], list[bool]]
+
+
+def check_exact_matches(responses: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Whether each response is its answer, white space around either aside."""
+    return [
+        response.strip() == answer.strip()
+        for response, answer in zip(responses, answers, strict=True)
+    ]
+
+
+CHECKERS: dict[str, Checker] = {
+    "final-number": check_final_numbers,
+    "function-calls": check_function_calls,
+    "unit-tests": check_unit_tests,
+    "exact-match": check_exact_matches,
+}

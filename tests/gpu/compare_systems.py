@@ -1,0 +1,302 @@
+"""Compare base, full-ft, naive and SUN (full and LoRA prefill modules) on every task.
+
+    python -m tests.gpu.compare_systems CONFIG STATE [--minutes 9] [--gpus 0] [--jobs 5]
+
+Each system's learning rate is chosen among three with one seed, by the loss on validation rows and
+with a part of the budget; then three other seeds train with the whole of it. Several trainings share
+a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
+STATE/records are done, interrupted ones go on from their checkpoint. STATE/comparison.json is the
+record, and STATE/modules holds the modules of the first seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsun.config import load_config
+from qsun.records import new_record, read_record
+
+CHOOSING_SEED = 0
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One way to train: the learning rates to choose from, or the only one, with one seed."""
+
+    system: str
+    module: str
+    rates: tuple[float, ...]
+    rank: int = 8
+    options: tuple[str, ...] = ()
+    teacher: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the group fixes for `qsun tune`."""
+        lora = {"tune.lora.rank": self.rank, "tune.lora.alpha": 2 * self.rank}
+        return {"tune.module": self.module, **(lora if self.module == "lora" else {})}
+
+
+GROUPS = {
+    "full-ft": Group("full-ft", "full", (1e-4, 2e-4, 5e-4)),
+    "sun": Group("sun", "full", (5e-4, 1e-3, 2e-3)),
+    "sun-lora": Group("sun", "lora", (1e-3, 2e-3, 4e-3), rank=64),
+    "sun-lora-r8": Group("sun", "lora", (2e-3,)),
+    "full-ft-lora-r8": Group("full-ft", "lora", (1e-3,)),
+    "sun-boundary-n": Group("sun", "full", (1e-3,), options=("--set=tune.boundary=n",)),
+    "sun-mix": Group("sun", "full", (1e-3,), options=("--set=tune.loss=mix",), teacher="full-ft"),
+}
+QSUN = "import sys; sys.argv[0] = 'qsun'; from qsun.cli.main import main; main()"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Samples (None: all) and epochs while choosing and in the end; groups and seeds to run."""
+
+    choosing: tuple[int | None, int]
+    final: tuple[int | None, int]
+    groups: tuple[str, ...]
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...] = SEEDS
+
+
+MATH = ("--set=tune.batch_size=64", "--set=tune.micro_batch_size=64")
+TOOLS = ("--set=tune.batch_size=32", "--set=tune.micro_batch_size=8")
+CODE = ("--set=tune.batch_size=64", "--set=tune.micro_batch_size=16")
+SYSTEMS = ("full-ft", "sun", "sun-lora")
+TRIED = ("sun-boundary-n", "sun-mix")
+BUDGETS = {
+    "math": Budget(
+        (16_000, 1), (32_000, 1), (*SYSTEMS, "sun-lora-r8", "full-ft-lora-r8", *TRIED), MATH
+    ),
+    "tools": Budget((None, 2), (None, 4), (*SYSTEMS, "sun-lora-r8"), TOOLS),
+    "code": Budget((None, 1), (None, 2), (*SYSTEMS, "sun-lora-r8"), CODE, seeds=(1,)),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One `qsun tune`."""
+
+    task: str
+    group: str
+    rate: float
+    seed: int
+    samples: int | None
+    epochs: int
+    settings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique, and a file's name."""
+        return f"{self.task}-{self.group}-{self.rate:g}-seed{self.seed}"
+
+    def command(self, config: Path, state: State, base: Path | None) -> list[str]:
+        """The command line; with `--resume` where a checkpoint waits."""
+        group, out = GROUPS[self.group], state.out(self)
+        final = self.seed != CHOOSING_SEED
+        settings = {
+            "seed": self.seed,
+            **group.settings,
+            "tune.learning_rate": self.rate,
+            "tune.epochs": self.epochs,
+            "tune.evaluations": 0,
+            "tune.checkpoints": 4 if final else 0,
+            "tune.generation_batch_size": 640,
+            "tune.test": str(final).lower(),
+            "tune.test_base": str(final and (self.group, self.seed) == ("full-ft", 1)).lower(),
+        }
+        if self.samples is not None:
+            settings["tune.samples"] = self.samples
+        if base is not None:
+            settings["base.model"] = base
+        if group.teacher is not None:
+            settings["tune.teacher"] = state.module(self.task, group.teacher).absolute()
+        resumed = out.with_name(f"{out.name}.run")
+        options = [f"--set={key}={value}" for key, value in settings.items()]
+        if list(resumed.glob("checkpoint-*")):
+            options.append("--resume")
+        elif resumed.exists():
+            shutil.rmtree(resumed)
+        tune = [
+            "tune",
+            str(config),
+            "--task",
+            self.task,
+            "--system",
+            group.system,
+            "--out",
+            str(out),
+        ]
+        return [sys.executable, "-c", QSUN, *tune, *options, *self.settings]
+
+
+class State:
+    """The folder that keeps records, logs and adapters between calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("records", "runs", "logs", "modules"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def result(self, training: Training) -> dict[str, Any] | None:
+        """The result of a finished training."""
+        path = self.folder / "records" / f"{training.name}.json"
+        return read_record(path, "tuning").result if path.exists() else None
+
+    def out(self, training: Training) -> Path:
+        """Where the module is published."""
+        return self.folder / "runs" / training.name
+
+    def module(self, task: str, group: str) -> Path:
+        """Where the module of a group's first seed is kept."""
+        return self.folder / "modules" / f"{task}-{group}"
+
+    def keep(self, training: Training) -> None:
+        """Keep the record, and the module of the first seed; others go."""
+        out = self.out(training)
+        shutil.copy(
+            out / "records" / "tuning.json", self.folder / "records" / f"{training.name}.json"
+        )
+        if training.seed == SEEDS[0]:
+            out.rename(self.module(training.task, training.group))
+        else:
+            shutil.rmtree(out)
+
+
+def goodness(result: dict[str, Any]) -> float:
+    """What a learning rate is chosen by: little loss on the validation rows."""
+    return -float(result["validation_loss"][result["system"]])
+
+
+def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
+    """All that can be started now; a group's last runs once its learning rate is chosen."""
+    later = []
+    for task in tasks:
+        budget = BUDGETS[task]
+        for group in budget.groups:
+            rates = GROUPS[group].rates
+            choosing = [
+                Training(task, group, rate, CHOOSING_SEED, *budget.choosing, budget.settings)
+                for rate in rates
+            ]
+            if len(rates) > 1:
+                yield from choosing
+            by_rate = {one.rate: result for one in choosing if (result := state.result(one))}
+            teacher = GROUPS[group].teacher
+            taught = teacher is None or state.module(task, teacher).exists()
+            if (len(rates) > 1 and len(by_rate) < len(rates)) or not taught:
+                continue
+            best = max(by_rate, key=lambda rate: goodness(by_rate[rate]), default=rates[0])
+            seeds = budget.seeds[:1] if len(rates) == 1 else budget.seeds
+            later += [
+                Training(task, group, best, seed, *budget.final, budget.settings) for seed in seeds
+            ]
+    yield from sorted(later, key=lambda training: training.seed)
+
+
+def work(
+    config: Path,
+    state: State,
+    base: Path | None,
+    tasks: Sequence[str],
+    gpus: Sequence[str],
+    jobs: int,
+    end: float,
+) -> bool:
+    """Run trainings until none is left (True) or the time is up (False)."""
+    running: dict[subprocess.Popen[bytes], tuple[Training, str]] = {}
+    failed: set[str] = set()
+    while time.monotonic() < end:
+        for process, (training, _) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[process]
+            if process.returncode == 0:
+                state.keep(training)
+            else:
+                failed.add(training.name)
+            print(f"{training.name}: exit {process.returncode}", flush=True)
+        busy = {training.name for training, _ in running.values()} | failed
+        waiting = [
+            one for one in trainings(state, tasks) if not state.result(one) and one.name not in busy
+        ]
+        if not waiting and not running:
+            return not failed
+        load = {gpu: sum(1 for _, on in running.values() if on == gpu) for gpu in gpus}
+        gpu = min(load, key=lambda one: load[one])
+        if waiting and load[gpu] < jobs:
+            training = waiting[0]
+            command = training.command(config, state, base)
+            log = (state.folder / "logs" / f"{training.name}.log").open("ab")
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+            started = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            running[started] = training, gpu
+            continue
+        time.sleep(0.5)
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    for process, (training, _) in running.items():
+        process.wait()
+        print(f"{training.name}: stopped, exit {process.returncode}", flush=True)
+    return False
+
+
+def comparison(state: State) -> dict[str, dict[str, Any]]:
+    """Every training's outcome, in short."""
+    found = {}
+    for path in sorted((state.folder / "records").glob("*.json")):
+        record = read_record(path, "tuning")
+        result = record.result
+        for test in result["tests"].values():
+            for scored in test.values():
+                scored.pop("responses", None)
+        found[path.stem] = {
+            "seed": record.seed,
+            "learning_rate": record.config["tune"]["learning_rate"],
+            "samples": result["rows"]["train"]["rows"],
+            "epochs": record.config["tune"]["epochs"],
+            "training": result["training"],
+            "validation_loss": result["validation_loss"],
+            "tests": result["tests"],
+        }
+    return found
+
+
+def main() -> None:
+    """Work through the plan for a while."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--gpus", default="0", help="numbers, with commas")
+    parser.add_argument("--jobs", type=int, default=5, help="trainings at a time on each GPU")
+    parser.add_argument("--tasks", default=",".join(BUDGETS), help="names, with commas")
+    parser.add_argument("--base", type=Path, help="a folder in place of the config's base.model")
+    arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
+    state = State(arguments.state)
+    gpus = arguments.gpus.split(",")
+    tasks = arguments.tasks.split(",")
+    done = work(arguments.config, state, arguments.base, tasks, gpus, arguments.jobs, end)
+    run = load_config(arguments.config)
+    found = comparison(state)
+    result = {"finished": done, "trainings": found}
+    new_record("comparison", run, run.seed, result).write(state.folder / "comparison.json")
+    print(json.dumps({"finished": done, "trainings": len(found)}))
+
+
+if __name__ == "__main__":
+    main()
