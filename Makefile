@@ -34,6 +34,7 @@ setup: .venv/.installed .venv-serving/.installed
 	touch $@
 
 demo: setup
+	$(BIN)/python examples/same_question.py
 	rm -rf exports/smollm2-135m-w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml
 	$(BIN)/qsun inspect exports/smollm2-135m-w4

@@ -1,6 +1,6 @@
-"""Write the README's measured table from the records in `docs/records/`.
+"""Write the README's measured tables from the records in `docs/records/`.
 
-Run `python docs/readme_table.py` after `make records`; a test fails while the two disagree.
+Run `python docs/readme_table.py` after `make records`; a test fails while they disagree.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+
+import systems_table
 
 from qsun.records import read_record
 
@@ -18,7 +20,7 @@ HEADER = (
     "| SmolLM2-135M-Instruct | linear weights, of 16-bit | perplexity "
     "| vLLM against transformers, nats |\n|---|---|---|---|"
 )
-MARKED = re.compile(r"(?<=<!-- table: docs/readme_table.py -->\n).*(?=<!-- end of table -->)", re.S)
+MARKED = r"(?<=<!-- table: docs/{}.py -->\n).*?(?=<!-- end of table -->)"
 
 
 def rows(result: dict[str, Any], full_precision: bool) -> list[str]:
@@ -79,8 +81,10 @@ def large_model() -> str:
 
 
 def rendered(readme: str) -> str:
-    """`readme` with its table replaced."""
-    return MARKED.sub(lambda _: table(), readme)
+    """`readme` with its tables replaced."""
+    for name, text in (("readme_table", table()), ("systems_table", systems_table.table())):
+        readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)
+    return readme
 
 
 if __name__ == "__main__":

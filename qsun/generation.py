@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from qsun.handoff import Boundary, collate, write_prompts
 from qsun.progress import track
@@ -84,6 +84,9 @@ def _generate_batch(
     last_token = batch.prompts[rows, batch.prompt_lengths - 1]
     tokens = torch.cat([written, last_token[:, None]], dim=1)
     options = _options(decode, tokenizer, sampling)
+    stops = _StopStrings(tokenizer, sampling.stop, tokens.shape[1])
+    if sampling.stop:
+        options["stopping_criteria"] = StoppingCriteriaList([stops])
     left = sampling.max_new_tokens
     if boundary is Boundary.LAST:
         with_first = _run(prefill, tokens, mask, cache, options, 1)
@@ -91,7 +94,8 @@ def _generate_batch(
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
     if left:
         tokens = _run(decode, tokens, mask, cache, options, left)
-    return [_ended(row, decode, tokenizer) for row in tokens[:, written.shape[1] + 1 :].tolist()]
+    made = tokens[:, written.shape[1] + 1 :].tolist()
+    return [stops.cut(_ended(row, decode, tokenizer)) for row in made]
 
 
 def _run(
@@ -117,17 +121,52 @@ def _options(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
 ) -> dict[str, Any]:
     draws = sampling.temperature > 0
-    options: dict[str, Any] = {
+    return {
         "do_sample": draws,
         "temperature": sampling.temperature if draws else None,
         "top_p": sampling.top_p if draws else None,
         "top_k": 0 if draws else None,
+        # Not what a checkpoint's generation config may ask for.
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
         "eos_token_id": _ends(model, tokenizer),
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     }
-    if sampling.stop:
-        options |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
-    return options
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends a response whose own text, from `start` on, holds a stop string.
+
+    transformers' `stop_strings` would read the prompt too, and leave padding after what it ended.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], start: int
+    ) -> None:
+        self._tokenizer, self._stop, self._start = tokenizer, stop, start
+        # A token has at least one byte; 4 more for characters that are cut in two.
+        self._window = max((len(string.encode()) for string in stop), default=0) + 4
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        first = max(self._start, input_ids.shape[1] - self._window)
+        texts = self._tokenizer.batch_decode(input_ids[:, first:])
+        return torch.tensor([self._stops(text) for text in texts], device=input_ids.device)
+
+    def cut(self, tokens: list[int]) -> list[int]:
+        """The tokens up to the one that completes a stop string."""
+        if not self._stops(self._tokenizer.decode(tokens)):
+            return tokens
+        low, high = 1, len(tokens)
+        while low < high:
+            middle = (low + high) // 2
+            if self._stops(self._tokenizer.decode(tokens[:middle])):
+                high = middle
+            else:
+                low = middle + 1
+        return tokens[:low]
+
+    def _stops(self, text: str) -> bool:
+        return any(string in text for string in self._stop)
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

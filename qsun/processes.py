@@ -42,7 +42,8 @@ def first_process_first() -> Iterator[None]:
     if count() == 1:
         yield
         return
+    import torch
     from accelerate import PartialState
 
-    with PartialState().main_process_first():
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         yield

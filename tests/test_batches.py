@@ -96,7 +96,7 @@ def test_the_second_epoch_has_an_order_of_its_own() -> None:
 
 
 def test_micro_batches_hold_rows_of_like_length() -> None:
-    rows = many_rows(2000)
+    rows = many_rows(8000)
     found = MicroBatches(rows, 64, 16, epochs=1, seed=0)
     share = padding_share(rows, found)
     assert share < 0.5 * random_share(rows, 16)

@@ -14,7 +14,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_server", "inspection", "doctor"),
-        *("rows", "calls", "functions", "chats", "tasks", "processes", "handoff", "generation"),
+        *("rows", "calls", "functions", "chats", "tasks", "processes"),
+        *("handoff", "generation", "prefill_module"),
     ),
     STAGES,
     ("jobs",),

@@ -6,7 +6,13 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+README_FOLDERS = (
+    *("configs", "calib", "exports", "examples"),
+    *("docs", "requirements", "tests", "qsun"),
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,16 +29,27 @@ def test_the_tree_names_every_module_and_no_other() -> None:
 
 def test_the_tree_names_every_top_level_folder() -> None:
     tree = README.partition("## The tree")[2]
-    for name in ("configs", "calib", "exports", "docs", "requirements", "tests", "qsun"):
+    for name in (
+        "examples",
+        "configs",
+        "calib",
+        "exports",
+        "docs",
+        "requirements",
+        "tests",
+        "qsun",
+    ):
         assert (ROOT / name).is_dir()
         assert f"{name}/" in tree
 
 
-def test_the_table_is_that_of_the_records() -> None:
+def test_the_tables_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location("readme_table", ROOT / "docs" / "readme_table.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.table() in README
+    assert script.systems_table.table() in README
     assert script.rendered(README) == README

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 
 from qsun.calibrate.definition import TextDefinition
-from qsun.config import RunConfig, load_config
+from qsun.config import QuantizeConfig, RunConfig, load_config
 from qsun.errors import ConfigError
 from qsun.settings import load_settings
+from qsun.tasks.definition import load_task
 from tests.builders import write_config, write_definition
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def quantize_settings(path: Path, *overrides: str) -> QuantizeConfig:
+    settings = load_config(path, overrides).quantize
+    assert settings is not None
+    return settings
 
 
 def mistakes(path: Path, *overrides: str) -> str:
@@ -23,16 +30,16 @@ def mistakes(path: Path, *overrides: str) -> str:
 
 
 def test_a_setting_comes_from_the_file_or_its_default(tmp_path: Path) -> None:
-    run = load_config(write_config(tmp_path, "./model", quantize__bits=8))
-    assert run.quantize.bits == 8
-    assert run.quantize.symmetric is False
-    assert run.quantize.keep_full_precision == ("lm_head",)
+    settings = quantize_settings(write_config(tmp_path, "./model", quantize__bits=8))
+    assert settings.bits == 8
+    assert settings.symmetric is False
+    assert settings.keep_full_precision == ("lm_head",)
 
 
 def test_an_override_wins_and_the_last_one_most(tmp_path: Path) -> None:
     path = write_config(tmp_path, "./model", quantize__bits=8)
-    assert load_config(path, ["quantize.bits=3"]).quantize.bits == 3
-    assert load_config(path, ["quantize.bits=3", "quantize.bits=4"]).quantize.bits == 4
+    assert quantize_settings(path, "quantize.bits=3").bits == 3
+    assert quantize_settings(path, "quantize.bits=3", "quantize.bits=4").bits == 4
 
 
 def test_an_override_reaches_a_section_that_the_file_leaves_out(tmp_path: Path) -> None:
@@ -46,6 +53,7 @@ def test_an_override_reaches_a_section_that_the_file_leaves_out(tmp_path: Path) 
 def test_an_override_may_hold_a_list_or_nothing(tmp_path: Path) -> None:
     path = write_config(tmp_path, "./model", base__revision="main")
     run = load_config(path, ["quantize.keep_full_precision=[lm_head, o_proj]", "base.revision="])
+    assert run.quantize is not None
     assert run.quantize.keep_full_precision == ("lm_head", "o_proj")
     assert run.base.revision is None
 
@@ -130,5 +138,8 @@ def test_lists_of_sections_name_the_entry(tmp_path: Path) -> None:
 def test_every_shipped_config_is_valid(path: Path) -> None:
     run = load_config(path)
     assert isinstance(run, RunConfig)
-    for definition in (run.quantize.calibration, run.quantize.heldout):
+    quantize = run.quantize
+    for definition in (quantize.calibration, quantize.heldout) if quantize else ():
         assert load_settings(TextDefinition, path.parent / definition).sources
+    for task in run.tasks:
+        assert load_task(path.parent / task).train

@@ -315,7 +315,7 @@ def test_a_run_whose_publishing_failed_only_publishes(
 ) -> None:
     config = write_run(tmp_path, tiny_folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qsun.tune.run.save_module", fail)
+        patch.setattr("qsun.tune.run.save_prefill", fail)
         with pytest.raises(RuntimeError, match="the disk was pulled out"):
             tune(config)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["module.run"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ class PreparedTuning:
     @property
     def identity(self) -> dict[str, Any]:
         """What may not change between a run and its resumption."""
-        return {"system": self.system, "run": asdict(self.run), "task": asdict(self.task)}
+        return {
+            "system": self.system,
+            "run": asdict(self.run),
+            "task": asdict(self.task),
+            "rows": self.data.digest,
+        }
 
 
 def prepare_tuning(
@@ -73,6 +79,8 @@ def prepare_tuning(
     source = locate(run.base.model, run.base.revision, relative_to)
     model_config = read_config(source)
     _check_lengths(task, model_config)
+    if run.tune.module == "lora":
+        _check_targets(run.tune.lora.targets, model_config)
     decode = _module(run.tune.decode, relative_to) if system == "qsun" else None
     teacher = _module(run.tune.teacher, relative_to) if run.tune.loss != "nll" else None
     for folder, what in ((decode, "tune.decode"), (teacher, "tune.teacher")):
@@ -129,6 +137,16 @@ def _check_lengths(task: TaskDefinition, model_config: dict[str, Any]) -> None:
         raise ModelError(
             f"the model attends to a sliding window of {window} tokens, less than the task's "
             f"max_tokens {task.max_tokens}: lower max_tokens"
+        )
+
+
+def _check_targets(targets: Sequence[str], model_config: dict[str, Any]) -> None:
+    known = {layer.name.rpartition(".")[2] for layer in skeleton(model_config).linears}
+    unknown = [target for target in targets if target not in known]
+    if unknown or not targets:
+        raise ConfigError(
+            f"tune.lora.targets: the model has no layer {', '.join(unknown) or '(none is named)'}; "
+            f"it has {', '.join(sorted(known))}"
         )
 
 
@@ -198,6 +216,17 @@ def run_tuning(prepared: PreparedTuning) -> dict[str, Any]:
     Raises:
         QsunError: nothing was published; `prepared.folder` holds what a resume needs.
     """
+    from qsun.tune.trainer import last_checkpoint
+
+    try:
+        return _run(prepared)
+    except BaseException:
+        if rank() == 0 and last_checkpoint(prepared.folder) is None:
+            shutil.rmtree(prepared.folder, ignore_errors=True)  # nothing to go on with
+        raise
+
+
+def _run(prepared: PreparedTuning) -> dict[str, Any]:
     from qsun.tune.run import Checkpoints, Work, tune
 
     with first_process_first():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +51,19 @@ class TaskData:
     removed: int
     overlaps: dict[str, Overlap]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every prompt, response and answer, in order."""
+        state = hashlib.sha256()
+        for examples in (self.train, self.validation, *self.tests.values()):
+            for one in examples:
+                state.update(json.dumps([one.prompt, one.response, one.answer]).encode())
+        return state.hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """What a record keeps: counts, sources and what training shares with the tests."""
         return {
+            "sha256": self.digest,
             "train": len(self.train),
             "validation": len(self.validation),
             "tests": {name: len(examples) for name, examples in self.tests.items()},
@@ -70,10 +82,7 @@ def read_task(task: TaskDefinition, relative_to: Path, samples: int | None = Non
     Raises:
         DataError: a source is missing, empty or lacks a named column; too few rows.
     """
-    tests = {
-        source.name: _examples([source], task.seed, "tests", relative_to)[: task.test_samples]
-        for source in task.tests
-    }
+    tests = read_tests(task, relative_to)
     train = _examples(task.train, task.seed, "train", relative_to)
     validation = _examples(task.validation, task.seed, "validation", relative_to)
     tested = {example.text for examples in tests.values() for example in examples}
@@ -93,6 +102,14 @@ def read_task(task: TaskDefinition, relative_to: Path, samples: int | None = Non
         )
     overlaps = {name: overlap(train, examples) for name, examples in tests.items()}
     return TaskData(train, validation[: task.validation_samples], tests, removed, overlaps)
+
+
+def read_tests(task: TaskDefinition, relative_to: Path) -> dict[str, list[Example]]:
+    """The test sets alone, by name."""
+    return {
+        source.name: _examples([source], task.seed, "tests", relative_to)[: task.test_samples]
+        for source in task.tests
+    }
 
 
 def _examples(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that is no token: torch's and transformers' convention
-POOLED_ROWS = 4096  # sorted by length together
+POOLED_ROWS = 4096  # sorted by length together, at most
+POOLS_AT_LEAST = 4  # in an epoch, so that no two epochs group the rows alike
 RESPONSE_STEP = 32  # tokens: responses that differ by less count as alike
 
 
@@ -118,20 +119,24 @@ class MicroBatches(torch.utils.data.Dataset[list[Row]]):
         self, rows: Sequence[Row], batch_size: int, micro_batch_size: int, epochs: int, seed: int
     ) -> None:
         rng = random.Random(seed)
-        order = [row for _ in range(epochs) for row in rng.sample(range(len(rows)), len(rows))]
-        self.steps = len(order) // batch_size
-        order = order[: self.steps * batch_size]
-        pool = max(1, POOLED_ROWS // batch_size) * batch_size
         self._rows = rows
         self._chosen: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            pooled = sorted(order[start : start + pool], key=lambda row: _length_key(rows[row]))
-            cut = [
-                pooled[first : first + micro_batch_size]
-                for first in range(0, len(pooled), micro_batch_size)
-            ]
-            rng.shuffle(cut)
-            self._chosen += cut
+        pooled_rows = min(POOLED_ROWS, len(rows) // POOLS_AT_LEAST)
+        pool = max(1, pooled_rows // batch_size) * batch_size
+        left: list[int] = []
+        for _ in range(epochs):
+            order = left + rng.sample(range(len(rows)), len(rows))
+            whole = len(order) // batch_size * batch_size
+            order, left = order[:whole], order[whole:]
+            for start in range(0, whole, pool):
+                pooled = sorted(order[start : start + pool], key=lambda row: _length_key(rows[row]))
+                cut = [
+                    pooled[first : first + micro_batch_size]
+                    for first in range(0, len(pooled), micro_batch_size)
+                ]
+                rng.shuffle(cut)
+                self._chosen += cut
+        self.steps = len(self._chosen) * micro_batch_size // batch_size
 
     def __len__(self) -> int:
         return len(self._chosen)

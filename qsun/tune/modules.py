@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn.functional import cross_entropy, kl_div
@@ -105,21 +104,3 @@ class TunedModules(torch.nn.Module):
 
 def _summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def save_module(prefill: PreTrainedModel, folder: Path, dtype: torch.dtype, base: str) -> None:
-    """Write the prefill module as it will be served: a checkpoint, or an adapter on `base`."""
-    from peft import PeftModel
-
-    for weight in prefill.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.to(dtype)
-    if isinstance(prefill, PeftModel):
-        adapter = cast(Any, prefill.peft_config["default"])
-        adapter.base_model_name_or_path = base
-        adapter.target_modules = sorted(adapter.target_modules)
-    else:
-        prefill.config.dtype = dtype
-    prefill.save_pretrained(folder)
-    for card in folder.glob("README.md"):
-        card.unlink()  # peft's empty form: what there is to say is in the record

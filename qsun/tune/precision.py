@@ -44,6 +44,7 @@ def compute_in(
     if gradient_checkpointing:
         block = partial(checkpoint, block, use_reentrant=False)
     template = deepcopy(stack.layers[0]).to("meta")  # all layers are alike but for their weights
+    template.train(any(weight.requires_grad for weight in model.parameters()))
     for index, layer in enumerate(stack.layers):
         layer.forward = _layer_forward(template, layer, index, dtype, block)
     stack.embed_tokens.forward = _cast_output(stack.embed_tokens.forward, dtype)
@@ -161,16 +162,26 @@ def _as_served(dtype: torch.dtype, model: PreTrainedModel) -> Iterator[None]:
     stack = body(model)
     parts = [*stack.layers, stack.embed_tokens, stack.norm, head(model)]
     forwards = [part.__dict__.pop("forward", None) for part in parts]
-    kept = {name: weight.data for name, weight in model.named_parameters()}
+    kept = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+    ]
+    # Other parameters, not other data: a change of dtype would drop the hooks on the gradient
+    # accumulators by which DistributedDataParallel shares gradients.
+    rounded = {
+        weight: torch.nn.Parameter(weight.data.to(dtype), requires_grad=False)
+        for _, _, weight in kept
+    }
     training = model.training
     try:
-        for _, weight in model.named_parameters():
-            weight.data = weight.data.to(dtype)
+        for module, name, weight in kept:
+            module._parameters[name] = rounded[weight]
         model.eval()
         yield
     finally:
-        for name, weight in model.named_parameters():
-            weight.data = kept[name]
+        for module, name, weight in kept:
+            module._parameters[name] = weight
         for part, forward in zip(parts, forwards, strict=True):
             if forward is not None:
                 part.__dict__["forward"] = forward

@@ -16,13 +16,14 @@ from qsun.errors import ConfigError, Interrupted, ResourceError
 from qsun.files import GIB, write_json
 from qsun.handoff import Boundary
 from qsun.models import load_model, load_tokenizer
+from qsun.prefill_module import save_prefill
 from qsun.processes import count, rank
 from qsun.progress import announce
 from qsun.tasks.definition import TaskDefinition
 from qsun.tasks.examples import TaskData
 from qsun.tune.batches import Encoded, MicroBatches, encode_examples, padding_share
 from qsun.tune.judge import Judge
-from qsun.tune.modules import TunedModules, save_module, trainable
+from qsun.tune.modules import TunedModules, trainable
 from qsun.tune.precision import as_served, compute_in
 from qsun.tune.trainer import train
 
@@ -149,7 +150,7 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
         )
     peak = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
     if rank() == 0:
-        save_module(prefill, out, dtype, work.run.base.model)
+        save_prefill(prefill, out, dtype, work.run.base.model)
         if settings.module == "full":
             tokenizer.save_pretrained(out)
     announce("measuring what was tuned")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -26,7 +27,7 @@ from qsun.tune.modules import TunedModules
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
-LOG_EVERY = 10  # steps
+LOG_EVERY = 1  # step: a mean over more would not survive an interruption
 Evaluation = Callable[[], dict[str, float]]
 
 
@@ -160,26 +161,33 @@ def train(
     """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     log, stop = _Log(folder / "log.jsonl", run.tune.epochs), _Stop()
+    checkpoint = last_checkpoint(folder) if resume else None
     trainer = HandoffTrainer(
         modules,
         data,
         evaluation,
-        args=_arguments(run, data.steps, folder),
+        args=_arguments(run, data.steps, folder, checkpoint is not None),
         callbacks=[log, stop],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    checkpoint = last_checkpoint(folder) if resume else None
     started = time.monotonic()
     with _stopping(stop):
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:
         return None
     return {
         "steps": trainer.state.global_step,
-        "train_loss": outcome.training_loss,
+        "train_loss": _mean_loss(folder / "log.jsonl"),
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _mean_loss(log: Path) -> float:
+    """Over all steps, those before an interruption too."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return math.fsum(losses.values()) / len(losses)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -188,7 +196,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _arguments(run: RunConfig, steps: int, folder: Path) -> TrainingArguments:
+def _arguments(run: RunConfig, steps: int, folder: Path, resumed: bool) -> TrainingArguments:
     tune = run.tune
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return TrainingArguments(
@@ -210,12 +218,13 @@ def _arguments(run: RunConfig, steps: int, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         eval_strategy="steps" if tune.evaluations else "no",
         eval_steps=_every(steps, tune.evaluations),
-        eval_on_start=tune.evaluations > 1,
+        eval_on_start=tune.evaluations > 1 and not resumed,
         save_strategy="steps" if tune.checkpoints else "no",
         save_steps=_every(steps, tune.checkpoints),
         save_total_limit=2,
         report_to=["tensorboard"],
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=True,

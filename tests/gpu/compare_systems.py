@@ -3,10 +3,10 @@
     python -m tests.gpu.compare_systems CONFIG STATE [--minutes 9] [--gpus 0] [--jobs 5]
 
 Each system's learning rate is chosen among three with one seed, by the loss on validation rows and
-with a part of the budget; then three other seeds train with the whole of it. Several trainings share
-a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
-STATE/records are done, interrupted ones go on from their checkpoint. STATE/comparison.json is the
-record, and STATE/modules holds the modules of the first seed.
+with a part of the budget; then three other seeds train with the whole of it. Several trainings
+share a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
+STATE/records are done, interrupted ones go on from their checkpoint; `--minutes 0` only sums up.
+STATE/comparison.json is the record, and STATE/modules holds the modules of the first seed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Training:
         """Unique, and a file's name."""
         return f"{self.task}-{self.group}-{self.rate:g}-seed{self.seed}"
 
-    def command(self, config: Path, state: State, base: Path | None) -> list[str]:
+    def command(self, config: Path, state: State) -> list[str]:
         """The command line; with `--resume` where a checkpoint waits."""
         group, out = GROUPS[self.group], state.out(self)
         final = self.seed != CHOOSING_SEED
@@ -120,8 +120,6 @@ class Training:
         }
         if self.samples is not None:
             settings["tune.samples"] = self.samples
-        if base is not None:
-            settings["base.model"] = base
         if group.teacher is not None:
             settings["tune.teacher"] = state.module(self.task, group.teacher).absolute()
         resumed = out.with_name(f"{out.name}.run")
@@ -210,7 +208,6 @@ def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
 def work(
     config: Path,
     state: State,
-    base: Path | None,
     tasks: Sequence[str],
     gpus: Sequence[str],
     jobs: int,
@@ -239,7 +236,7 @@ def work(
         gpu = min(load, key=lambda one: load[one])
         if waiting and load[gpu] < jobs:
             training = waiting[0]
-            command = training.command(config, state, base)
+            command = training.command(config, state)
             log = (state.folder / "logs" / f"{training.name}.log").open("ab")
             environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
             started = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -271,6 +268,10 @@ def comparison(state: State) -> dict[str, dict[str, Any]]:
             "training": result["training"],
             "validation_loss": result["validation_loss"],
             "tests": result["tests"],
+            "command": record.command,
+            "created": record.created,
+            "versions": record.versions,
+            "hardware": record.hardware,
         }
     return found
 
@@ -284,13 +285,12 @@ def main() -> None:
     parser.add_argument("--gpus", default="0", help="numbers, with commas")
     parser.add_argument("--jobs", type=int, default=5, help="trainings at a time on each GPU")
     parser.add_argument("--tasks", default=",".join(BUDGETS), help="names, with commas")
-    parser.add_argument("--base", type=Path, help="a folder in place of the config's base.model")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     state = State(arguments.state)
     gpus = arguments.gpus.split(",")
     tasks = arguments.tasks.split(",")
-    done = work(arguments.config, state, arguments.base, tasks, gpus, arguments.jobs, end)
+    done = work(arguments.config, state, tasks, gpus, arguments.jobs, end)
     run = load_config(arguments.config)
     found = comparison(state)
     result = {"finished": done, "trainings": found}
