@@ -34,9 +34,10 @@ def save_prefill(prefill: PreTrainedModel, folder: Path, dtype: torch.dtype, bas
         adapter = cast(Any, prefill.peft_config["default"])
         adapter.base_model_name_or_path = base
         adapter.target_modules = sorted(adapter.target_modules)
+        prefill.save_pretrained(folder, save_embedding_layers=False)
     else:
         prefill.config.dtype = dtype
-    prefill.save_pretrained(folder)
+        prefill.save_pretrained(folder)
     for card in folder.glob("README.md"):
         card.unlink()  # peft's empty form: what there is to say is in the record
 

@@ -45,11 +45,17 @@ def tiny(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **shape: 
     return model
 
 
-def smollm2() -> Any:
-    """SmolLM2-135M-Instruct in float32, straight out of its package's GGUF file."""
+def smollm2_file() -> Path:
+    """SmolLM2-135M-Instruct's GGUF file in its package."""
     package = load_config(ROOT / "configs" / "smollm2-135m-w4.yaml").base.model
     gguf = locate(package, None, ROOT).gguf
     assert gguf is not None
+    return gguf
+
+
+def smollm2() -> Any:
+    """SmolLM2-135M-Instruct in float32, straight out of its package's GGUF file."""
+    gguf = smollm2_file()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )

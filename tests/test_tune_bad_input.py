@@ -328,3 +328,16 @@ def test_a_folder_in_the_way_of_the_checkpoints_is_left_alone(waiting: Path) -> 
     assert f"an interrupted run lies in {waiting.parent / 'out' / 'module.run'}" in message
     assert "Go on with it by --resume, or remove it yourself" in message
     assert sorted(waiting.parent.rglob("*")) == before
+
+
+def test_tests_whose_responses_would_leave_the_context(tmp_path: Path, tiny_folder: Path) -> None:
+    message = refused(with_task(tmp_path, tiny_folder, max_new_tokens=CONTEXT - 4), DataError)
+    assert f"max_new_tokens {CONTEXT - 4} is more than these tests leave" in message
+    assert "tests: 4 prompts" in message
+
+
+def test_a_lora_target_that_the_model_has_not(tmp_path: Path, tiny_folder: Path) -> None:
+    targets = ["q_prj", "k_proj"]
+    config = write_run(tmp_path, tiny_folder, tune__module="lora", tune__lora={"targets": targets})
+    message = refused(config, ConfigError)
+    assert "the model has no layer q_prj; it has down_proj, gate_proj, k_proj" in message

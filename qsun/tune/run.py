@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qsun.chats import encode_prompts
+from qsun.checkpoint_files import read_config_file
 from qsun.config import RunConfig
 from qsun.decode_checkpoint import load_dequantized
-from qsun.errors import ConfigError, Interrupted, ResourceError
+from qsun.errors import ConfigError, DataError, Interrupted, ResourceError, bullet_list
 from qsun.files import GIB, write_json
 from qsun.handoff import Boundary
 from qsun.models import load_model, load_tokenizer
@@ -93,6 +94,10 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
         name: encode_prompts([(one.messages, one.source) for one in examples], tokenizer)
         for name, examples in work.data.tests.items()
     }
+    context_tokens = read_config_file(work.checkpoints.base / "config.json")[
+        "max_position_embeddings"
+    ]
+    _check_room(prompts, work.task, context_tokens)
     validation_prompts = encode_prompts(
         [(one.messages, one.source) for one in work.data.validation], tokenizer
     )
@@ -199,6 +204,23 @@ def _batches(encoded: Encoded, work: Work) -> MicroBatches:
             f"{len(encoded.rows) * settings.epochs} training rows: lower it"
         )
     return batches
+
+
+def _check_room(
+    prompts: dict[str, list[list[int]]], task: TaskDefinition, context_tokens: int
+) -> None:
+    """Refuse tests whose responses would leave the model's context."""
+    room = context_tokens - task.max_new_tokens
+    too_long = {
+        name: sum(len(prompt) > room for prompt in every) for name, every in prompts.items()
+    }
+    problems = [f"{name}: {count} prompts" for name, count in too_long.items() if count]
+    if problems:
+        raise DataError(
+            f"task {task.name}: max_new_tokens {task.max_new_tokens} is more than these tests "
+            f"leave of the model's {context_tokens} tokens:\n{bullet_list(problems)}\n"
+            "Lower max_new_tokens, or leave these tests out."
+        )
 
 
 def _answered(data: TaskData) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,13 +20,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qsun.config import RunConfig
-from qsun.progress import announce, bar
+from qsun.progress import announce
 from qsun.tune.batches import MicroBatches, model_inputs
+from qsun.tune.log import Log, StepLosses, mean_loss
 from qsun.tune.modules import TunedModules
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
-LOG_EVERY = 1  # step: a mean over more would not survive an interruption
+LOG_EVERY = 10  # steps: reading a loss waits for the accelerator
 Evaluation = Callable[[], dict[str, float]]
 
 
@@ -37,7 +37,12 @@ class HandoffTrainer(Trainer):
     control: Any
 
     def __init__(
-        self, modules: TunedModules, data: MicroBatches, evaluation: Evaluation, **kwargs: Any
+        self,
+        modules: TunedModules,
+        data: MicroBatches,
+        evaluation: Evaluation,
+        losses: StepLosses,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             model=modules,
@@ -46,7 +51,13 @@ class HandoffTrainer(Trainer):
             data_collator=lambda items: model_inputs(items[0]),
             **kwargs,
         )
-        self._evaluation = evaluation
+        self._evaluation, self._losses = evaluation, losses
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; its share of the step's loss is kept."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._losses.add(loss)
+        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SequentialSampler(train_dataset or self.train_dataset)
@@ -68,47 +79,6 @@ class HandoffTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.model.restore(load_file(Path(resume_from_checkpoint) / WEIGHTS))
-
-
-class _Log(TrainerCallback):
-    """Every logged value as a line of JSON, and the bar."""
-
-    def __init__(self, path: Path, epochs: int) -> None:
-        self._path, self._epochs = path, epochs
-        self._open = ExitStack()
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._bar = self._open.enter_context(bar("training", state.max_steps))
-            self._bar.update(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        # The trainer sees one pass over all micro-batches, whatever the number of epochs.
-        epoch = round(logs.get("epoch", 0.0) * self._epochs, 4)
-        line = {"step": state.global_step, **logs, "epoch": epoch}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        if "eval_loss" in logs and self._bar is not None:
-            shown = {key: value for key, value in logs.items() if key.startswith("eval_")}
-            announce(f"step {state.global_step}: " + _values(shown))
-        elif "loss" in logs and self._bar is not None:
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}", refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._open.close()
-
-
-def _values(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
 
 
 class _Stop(TrainerCallback):
@@ -160,12 +130,14 @@ def train(
         torch.OutOfMemoryError: from the accelerator.
     """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    log, stop = _Log(folder / "log.jsonl", run.tune.epochs), _Stop()
+    losses, stop = StepLosses(), _Stop()
+    log = Log(folder / "log.jsonl", run.tune.epochs, losses)
     checkpoint = last_checkpoint(folder) if resume else None
     trainer = HandoffTrainer(
         modules,
         data,
         evaluation,
+        losses,
         args=_arguments(run, data.steps, folder, checkpoint is not None),
         callbacks=[log, stop],
     )
@@ -178,16 +150,9 @@ def train(
         return None
     return {
         "steps": trainer.state.global_step,
-        "train_loss": _mean_loss(folder / "log.jsonl"),
+        "train_loss": mean_loss(folder / "log.jsonl"),
         "seconds": round(time.monotonic() - started, 2),
     }
-
-
-def _mean_loss(log: Path) -> float:
-    """Over all steps, those before an interruption too."""
-    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    return math.fsum(losses.values()) / len(losses)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
