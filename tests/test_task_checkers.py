@@ -40,7 +40,8 @@ def test_exact_matches_ignore_space_around() -> None:
     ("text", "number"),
     [
         ("2 + 3 = 5, so 9.\n#### 288", "288"),
-        ("#### 3\nwrong, again:\n#### 4", "4"),
+        ("#### 3\nThe answer is 4.\n#### 4", "3"),
+        ("####\n#### 4", "4"),
         ("#### 72 apples in 3 boxes", "72"),
         ("#### $1,234,567.50.", "1234567.50"),
         ("#### -5", "-5"),

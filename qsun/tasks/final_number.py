@@ -21,8 +21,9 @@ NUMBER = re.compile(
 def check_final_numbers(responses: Sequence[str], answers: Sequence[str]) -> list[bool]:
     """Whether each response's final number is its answer's, to the decimals that the answer has.
 
-    The final number is the one after the last `####`, else the last one of the text. Thousands'
-    commas, currencies, units and what else stands around it do not count.
+    The final number is the one after the first `####` that has one on its line, since what a model
+    that does not stop goes on to say is no answer; without a mark, the last one of the text.
+    Thousands' commas, currencies, units and what else stands around it do not count.
 
     Raises:
         DataError: an answer without a number.
@@ -45,9 +46,9 @@ def _is_right(response: str, answer: str) -> bool:
 
 def final_number(text: str) -> Decimal | None:
     """The number that a text comes to, if any."""
-    _, mark, after = text.rpartition(MARK)
-    if mark and (marked := NUMBER.search(after)):
-        return _value(marked)
+    for after in text.split(MARK)[1:]:
+        if marked := NUMBER.search(after.partition("\n")[0]):
+            return _value(marked)
     last = None
     for last in NUMBER.finditer(text):  # noqa: B007
         pass
