@@ -227,7 +227,8 @@ def run_tuning(prepared: PreparedTuning) -> dict[str, Any]:
 
 
 def _run(prepared: PreparedTuning) -> dict[str, Any]:
-    from qsun.tune.run import Checkpoints, Work, tune
+    from qsun.tune.run import tune
+    from qsun.tune.work import Checkpoints, Work
 
     with first_process_first():
         base = _open_base(prepared)
