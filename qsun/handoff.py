@@ -114,9 +114,8 @@ class HandedLayer(DynamicLayer):
         return keys, torch.cat([self.values, value_states.to(self.values.dtype)], dim=-2)
 
 
-KvCache = list[
-    tuple[torch.Tensor, torch.Tensor]
-]  # per layer [rows, KV heads, positions, head size]
+# K and V of every layer, each `[rows, KV heads, positions, head size]`.
+KvCache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def body(model: PreTrainedModel) -> Any:

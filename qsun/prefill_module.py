@@ -87,7 +87,8 @@ def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(path, framework="pt") as adapter:
-            return {name: tuple(adapter.get_slice(name).get_shape()) for name in adapter.keys()}  # noqa: SIM118
+            names = list(adapter.keys())
+            return {name: tuple(adapter.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
 

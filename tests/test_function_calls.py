@@ -51,8 +51,6 @@ TYPED_VALUES: tuple[Any, ...] = (
     "",
 )
 
-needs_bfcl = pytest.mark.skipif(find_spec("bfcl_eval") is None, reason="bfcl_eval is not installed")
-
 
 @cache
 def cases(category: str) -> list[Json]:
@@ -158,7 +156,6 @@ def variants(value: Any) -> Iterator[Any]:
                 yield value | {key: other}
 
 
-@needs_bfcl
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_verdict_is_bfcls(
     category: str, oracle: Callable[[Json, str, list[Json]], bool]
@@ -180,7 +177,6 @@ def test_every_verdict_is_bfcls(
     assert {said for *_, said in tried} == {True, False}
 
 
-@needs_bfcl
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_canonical_calls_are_right(category: str) -> None:
     found = check_function_calls(

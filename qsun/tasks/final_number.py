@@ -49,10 +49,8 @@ def final_number(text: str) -> Decimal | None:
     for after in text.split(MARK)[1:]:
         if marked := NUMBER.search(after.partition("\n")[0]):
             return _value(marked)
-    last = None
-    for last in NUMBER.finditer(text):  # noqa: B007
-        pass
-    return _value(last) if last else None
+    numbers = list(NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
 
 
 def _value(match: re.Match[str]) -> Decimal:

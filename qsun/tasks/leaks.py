@@ -32,10 +32,12 @@ class Text(Protocol):
     """What can be looked through: a prompt's text and the response to it."""
 
     @property
-    def text(self) -> str: ...  # noqa: D102
+    def text(self) -> str:
+        """The prompt."""
 
     @property
-    def response(self) -> str: ...  # noqa: D102
+    def response(self) -> str:
+        """What is answered."""
 
 
 class Runs(NamedTuple):

@@ -57,7 +57,13 @@ def encode_task(
 
 
 def _check_room(task: TaskDefinition, prompts: dict[str, Prompts], context_tokens: int) -> None:
-    """Refuse tests whose responses would leave the model's context."""
+    """Refuse tests with nothing to hand off, or whose responses would leave the context."""
+    bare = [name for name, every in prompts.items() if any(len(prompt) < 2 for prompt in every)]
+    if bare:
+        raise DataError(
+            f"task {task.name}: tests {', '.join(bare)} have prompts under 2 tokens: the prefill "
+            "module would have nothing to hand off"
+        )
     room = context_tokens - task.max_new_tokens
     too_long = {
         name: sum(len(prompt) > room for prompt in every) for name, every in prompts.items()

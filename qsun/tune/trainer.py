@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qsun.config import RunConfig
+from qsun.processes import count
 from qsun.progress import announce
 from qsun.tune.batches import MicroBatches, model_inputs
 from qsun.tune.log import Log, StepLosses, mean_loss
@@ -122,7 +123,7 @@ def train(
     folder: Path,
     resume: bool,
 ) -> dict[str, Any] | None:
-    """Train to the end; gives the last loss, steps and seconds, or None where it was stopped.
+    """Train to the end; gives steps, mean loss and seconds, or None where it was stopped.
 
     Checkpoints, `log.jsonl` and TensorBoard's `events` grow in `folder`.
 
@@ -141,6 +142,8 @@ def train(
         args=_arguments(run, data.steps, folder, checkpoint is not None),
         callbacks=[log, stop],
     )
+    # Else each process would train alone, on a part of every batch.
+    assert trainer.args.world_size == count(), f"{trainer.args.world_size} of {count()} processes"
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     started = time.monotonic()
@@ -163,16 +166,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _arguments(run: RunConfig, steps: int, folder: Path, resumed: bool) -> TrainingArguments:
     tune = run.tune
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     return TrainingArguments(
         output_dir=str(folder),
         seed=run.seed,
         data_seed=run.seed,
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=math.ceil(
-            tune.batch_size / (tune.micro_batch_size * processes)
-        ),
+        gradient_accumulation_steps=math.ceil(tune.batch_size / (tune.micro_batch_size * count())),
         learning_rate=tune.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(tune.warmup * steps),
