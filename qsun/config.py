@@ -81,8 +81,9 @@ class TuneConfig:
     `teacher` checkpoint to what the hand-off predicts (`kl`), or `mix`: `kl_weight` of the latter
     and the rest of the former. `decode` is a quantized decode module's folder, for system qsun.
     `micro_batch_size` rows are on the device at once; `batch_size` rows make one step. `compile`
-    fuses each decoder layer's operations; `auto` does so on an accelerator. The task's own accuracy
-    is taken `evaluations` times on the way, and before the first step where that is above 1.
+    fuses each decoder layer's operations; `auto` does so on an accelerator. `cuda_graphs` spares a
+    small model the waiting between kernels; it needs one GPU. The task's own accuracy is taken
+    `evaluations` times on the way, and before the first step where that is above 1.
     """
 
     module: str = field(default="full", metadata={"choices": ("full", "lora")})
@@ -102,6 +103,7 @@ class TuneConfig:
     max_grad_norm: float = field(default=1.0, metadata={"minimum": 0.0})
     gradient_checkpointing: bool = False
     compile: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    cuda_graphs: bool = False
     evaluations: int = field(default=4, metadata={"minimum": 0})
     checkpoints: int = field(default=4, metadata={"minimum": 0})
     generation_batch_size: int = field(default=64, metadata={"minimum": 1})

@@ -63,6 +63,18 @@ class ResourceError(QsunError):
     exit_code = 10
 
 
+class IncompatibleError(QsunError):
+    """Modules that must not be served together, or a bundle that is not what it was."""
+
+    exit_code = 11
+
+
+class UncheckedError(QsunError):
+    """A verification that could not be carried out to its end."""
+
+    exit_code = 12
+
+
 class Interrupted(QsunError):
     """Work that was stopped by its user and can be gone on with."""
 

@@ -156,22 +156,41 @@ def response_logits(
 
     Returns `[response tokens, vocabulary]`, in the decode module's dtype.
     """
-    rows = torch.arange(len(batch.prompts), device=batch.prompts.device)
-    last_token = batch.prompts[rows, batch.prompt_lengths - 1]
     if boundary is Boundary.BEFORE_LAST:
-        cache, _ = write_prompts(prefill, batch.prompts[:, :-1], decode.dtype)
-        read = torch.cat([last_token[:, None], batch.responses[:, :-1]], dim=1)
-        states = _continue(decode, cache, batch.prompt_lengths - 1, read)
+        states = _states_before_last(prefill, decode, batch)
         return cast(torch.Tensor, head(decode)(states[batch.response_mask]))
+    return padded_logits(prefill, decode, batch, boundary)[batch.response_mask]
+
+
+def padded_logits(
+    prefill: PreTrainedModel,
+    decode: PreTrainedModel,
+    batch: Batch,
+    boundary: Boundary = Boundary.BEFORE_LAST,
+) -> torch.Tensor:
+    """The same logits as `[rows, longest response, vocabulary]`, with any at the padding.
+
+    No shape in here depends on a value, so that a CUDA graph can hold all of it.
+    """
+    if boundary is Boundary.BEFORE_LAST:
+        return cast(torch.Tensor, head(decode)(_states_before_last(prefill, decode, batch)))
+    rows = torch.arange(len(batch.prompts), device=batch.prompts.device)
     cache, prompt_states = write_prompts(prefill, batch.prompts, decode.dtype)
     first = head(prefill)(prompt_states[rows, batch.prompt_lengths - 1]).to(decode.dtype)
-    later = batch.response_mask[:, 1:]
-    if not later.any():
-        return cast(torch.Tensor, first)
+    if batch.responses.shape[1] == 1:
+        return cast(torch.Tensor, first[:, None])
     states = _continue(decode, cache, batch.prompt_lengths, batch.responses[:, :-1])
-    rest = head(decode)(states[later])
-    order = torch.cat([rows, rows[:, None].expand_as(later)[later]]).argsort(stable=True)
-    return torch.cat([first, rest])[order]
+    return torch.cat([first[:, None], head(decode)(states)], dim=1)
+
+
+def _states_before_last(
+    prefill: PreTrainedModel, decode: PreTrainedModel, batch: Batch
+) -> torch.Tensor:
+    """The decode module's final states that predict the responses, at boundary n-1."""
+    last_token = batch.prompts.gather(1, batch.prompt_lengths[:, None] - 1)
+    cache, _ = write_prompts(prefill, batch.prompts[:, :-1], decode.dtype)
+    read = torch.cat([last_token, batch.responses[:, :-1]], dim=1)
+    return _continue(decode, cache, batch.prompt_lengths - 1, read)
 
 
 def _continue(
@@ -192,18 +211,26 @@ def _continue(
 
 
 def single_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The same logits when one model reads prompt and response in one pass."""
-    width = int((batch.prompt_lengths + batch.response_lengths).max())
-    tokens = batch.prompts.new_zeros(len(batch.prompts), width)
-    tokens[:, : batch.prompts.shape[1]] = batch.prompts
-    columns = batch.prompt_lengths[:, None] + torch.arange(
-        batch.responses.shape[1], device=tokens.device
-    )
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(columns)
-    inside = batch.response_mask
-    tokens[rows[inside], columns[inside]] = batch.targets
+    """Logits as `response_logits` gives them, when one model reads prompt and response at once."""
+    return cast(torch.Tensor, head(model)(_single_states(model, batch)[batch.response_mask]))
+
+
+def padded_single_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The same logits as `padded_logits` gives them."""
+    return cast(torch.Tensor, head(model)(_single_states(model, batch)))
+
+
+def _single_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The final states that predict the responses, in one pass over prompt and response."""
+    prompt_width, response_width = batch.prompts.shape[1], batch.responses.shape[1]
+    both = torch.cat([batch.prompts, batch.responses], dim=1)
+    columns = torch.arange(both.shape[1], device=both.device)
+    after = columns - batch.prompt_lengths[:, None]
+    inside = after.clamp(max=response_width - 1) + prompt_width
+    tokens = both.gather(1, torch.where(after < 0, columns, inside))
     states = body(model)(input_ids=tokens, use_cache=False).last_hidden_state
-    return cast(torch.Tensor, head(model)(states[rows[inside], columns[inside] - 1]))
+    predicting = batch.prompt_lengths[:, None] - 1 + columns[:response_width]
+    return cast(torch.Tensor, states.take_along_dim(predicting[..., None], dim=1))
 
 
 def log_likelihood(

@@ -117,12 +117,22 @@ def _check_settings(run: RunConfig, system: str) -> None:
         problems.append(
             "system qsun needs tune.decode, the folder of a decode module by `qsun quantize`"
         )
+    if tune.cuda_graphs and (tune.gradient_checkpointing or count() > 1 or not _has_gpu()):
+        problems.append(
+            "tune.cuda_graphs needs one process with an NVIDIA GPU, and no gradient_checkpointing"
+        )
     if tune.loss != "nll" and tune.teacher is None:
         problems.append(f"tune.loss {tune.loss} needs tune.teacher, a checkpoint's folder")
     if system == "full-ft" and tune.boundary != "n-1":
         problems.append("system full-ft has no boundary: leave tune.boundary at n-1")
     if problems:
         raise ConfigError(f"the run cannot be tuned as asked:\n{bullet_list(problems)}")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _check_lengths(task: TaskDefinition, model_config: dict[str, Any]) -> None:

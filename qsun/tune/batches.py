@@ -100,11 +100,22 @@ def batch_of(rows: Sequence[Row]) -> Batch:
     return collate([row.prompt for row in rows], [row.response for row in rows])
 
 
-def model_inputs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """The batch as the trainer's tensors; `labels` are the responses, padded with `IGNORED`."""
+def model_inputs(rows: Sequence[Row], shape_step: int = 1) -> dict[str, torch.Tensor]:
+    """The batch as the trainer's tensors; `labels` are the responses, padded with `IGNORED`.
+
+    Prompts and labels are padded further, to multiples of `shape_step` tokens.
+    """
     batch = batch_of(rows)
     labels = batch.responses.masked_fill(~batch.response_mask, IGNORED)
-    return {"prompts": batch.prompts, "prompt_lengths": batch.prompt_lengths, "labels": labels}
+    return {
+        "prompts": _widened(batch.prompts, shape_step, 0),
+        "prompt_lengths": batch.prompt_lengths,
+        "labels": _widened(labels, shape_step, IGNORED),
+    }
+
+
+def _widened(tokens: torch.Tensor, step: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(tokens, (0, -tokens.shape[1] % step), value=value)
 
 
 class MicroBatches(torch.utils.data.Dataset[list[Row]]):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from qsun.config import TuneConfig
-from qsun.handoff import Batch, Boundary, response_logits, single_logits
+from qsun.handoff import Batch, Boundary, padded_logits, padded_single_logits
 from qsun.tune.batches import IGNORED
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class TunedModules(torch.nn.Module):
     """
 
     accepts_loss_kwargs = True  # the trainer divides by all tokens of a step, not by micro-batches
+    keep_gradients = False  # between steps, at the same address and zeroed: CUDA graphs need that
 
     def __init__(
         self,
@@ -67,25 +68,28 @@ class TunedModules(torch.nn.Module):
         batch = Batch(prompts, prompt_lengths, labels.clamp(min=0), labels.ne(IGNORED).sum(dim=1))
         decode, teacher = self._frozen
         if decode is None:
-            logits = single_logits(self.prefill, batch)
+            logits = padded_single_logits(self.prefill, batch)
         else:
-            logits = response_logits(self.prefill, decode, batch, self._boundary)
-        total = self._loss(logits, batch, teacher)
-        count = len(batch.targets) if num_items_in_batch is None else num_items_in_batch
-        return {"loss": total / count}
+            logits = padded_logits(self.prefill, decode, batch, self._boundary)
+        count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": self._loss(logits, batch, labels, teacher) / count}
 
     def _loss(
-        self, logits: torch.Tensor, batch: Batch, teacher: PreTrainedModel | None
+        self,
+        logits: torch.Tensor,
+        batch: Batch,
+        labels: torch.Tensor,
+        teacher: PreTrainedModel | None,
     ) -> torch.Tensor:
         total = torch.zeros((), device=logits.device)
         if self._kl_weight < 1:
-            total = total + (1 - self._kl_weight) * self._nll(logits, batch.targets)
+            total = total + (1 - self._kl_weight) * self._nll(logits, labels)
         if self._kl_weight > 0 and teacher is not None:
             with torch.no_grad():
-                wanted = single_logits(teacher, batch).float().log_softmax(-1)
+                wanted = padded_single_logits(teacher, batch).float().log_softmax(-1)
             found = logits.float().log_softmax(-1)
-            divergence = kl_div(found, wanted, reduction="sum", log_target=True)
-            total = total + self._kl_weight * divergence
+            divergence = kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+            total = total + self._kl_weight * (divergence * batch.response_mask).sum()
         return total
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
@@ -102,5 +106,7 @@ class TunedModules(torch.nn.Module):
             weight.copy_(weights[name])
 
 
-def _summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(logits.float(), targets, reduction="sum")
+def _summed_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=IGNORED
+    )

@@ -111,9 +111,9 @@ def _layer_forward(
         if not isinstance(kept, WrittenLayer | HandedLayer | None):
             raise TypeError(f"a layer that is tuned cannot grow a {type(kept).__name__}")
         handed = (kept.keys, kept.values) if isinstance(kept, HandedLayer) else None
-        states, own = block(
-            template, weights, dtype, states, attention_mask, position_embeddings, handed
-        )
+        # Rows are padded on the right: what follows nothing is causal and needs no mask.
+        mask = attention_mask if handed is not None else None
+        states, own = block(template, weights, dtype, states, mask, position_embeddings, handed)
         if kept is not None and handed is None:
             kept.update(*own)
         return states

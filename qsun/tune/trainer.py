@@ -23,6 +23,7 @@ from qsun.config import RunConfig
 from qsun.processes import count
 from qsun.progress import announce
 from qsun.tune.batches import MicroBatches, model_inputs
+from qsun.tune.graphs import SHAPE_STEP, StepGraphs
 from qsun.tune.log import Log, StepLosses, mean_loss
 from qsun.tune.modules import TunedModules
 
@@ -43,20 +44,28 @@ class HandoffTrainer(Trainer):
         data: MicroBatches,
         evaluation: Evaluation,
         losses: StepLosses,
+        graphs: StepGraphs | None,
         **kwargs: Any,
     ) -> None:
+        shape_step = SHAPE_STEP if graphs is not None else 1
         super().__init__(
             model=modules,
             train_dataset=data,
             eval_dataset=data,  # never read: `evaluate` has rows of its own
-            data_collator=lambda items: model_inputs(items[0]),
+            data_collator=lambda items: model_inputs(items[0], shape_step),
             **kwargs,
         )
-        self._evaluation, self._losses = evaluation, losses
+        self._evaluation, self._losses, self._graphs = evaluation, losses, graphs
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """One micro-batch; its share of the step's loss is kept."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._graphs is None:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            model.train()
+            loss = self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
         self._losses.add(loss)
         return loss
 
@@ -139,6 +148,7 @@ def train(
         data,
         evaluation,
         losses,
+        StepGraphs(modules) if run.tune.cuda_graphs else None,
         args=_arguments(run, data.steps, folder, checkpoint is not None),
         callbacks=[log, stop],
     )

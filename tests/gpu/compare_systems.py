@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,15 @@ class Group:
     module: str
     rates: tuple[float, ...]
     rank: int = 8
-    options: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the group fixes for `qsun tune`."""
         lora = {"tune.lora.rank": self.rank, "tune.lora.alpha": 2 * self.rank}
-        return {"tune.module": self.module, **(lora if self.module == "lora" else {})}
+        module = {"tune.module": self.module, **(lora if self.module == "lora" else {})}
+        return module | self.options
 
 
 GROUPS = {
@@ -55,34 +56,65 @@ GROUPS = {
     "sun-lora": Group("sun", "lora", (1e-3, 2e-3, 4e-3), rank=64),
     "sun-lora-r8": Group("sun", "lora", (2e-3,)),
     "full-ft-lora-r8": Group("full-ft", "lora", (1e-3,)),
-    "sun-boundary-n": Group("sun", "full", (1e-3,), options=("--set=tune.boundary=n",)),
-    "sun-mix": Group("sun", "full", (1e-3,), options=("--set=tune.loss=mix",), teacher="full-ft"),
+    "sun-boundary-n": Group("sun", "full", (1e-3,), options={"tune.boundary": "n"}),
+    "sun-mix": Group("sun", "full", (1e-3,), options={"tune.loss": "mix"}, teacher="full-ft"),
 }
 QSUN = "import sys; sys.argv[0] = 'qsun'; from qsun.cli.main import main; main()"
+Rates = dict[str, tuple[float, ...]]
+Amount = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Samples (None: all) and epochs while choosing and in the end; groups and seeds to run."""
+    """Samples (None: all) and epochs while choosing and in the end; groups, rates and seeds.
 
-    choosing: tuple[int | None, int]
-    final: tuple[int | None, int]
+    `tried` are further trainings with the first seed: a group, its samples and epochs.
+    """
+
+    choosing: Amount
+    final: Amount
     groups: tuple[str, ...]
-    settings: tuple[str, ...]
+    settings: dict[str, Any]
     seeds: tuple[int, ...] = SEEDS
+    rates: Rates = field(default_factory=dict)
+    tried: tuple[tuple[str, Amount], ...] = ()
 
 
-MATH = ("--set=tune.batch_size=64", "--set=tune.micro_batch_size=64")
-TOOLS = ("--set=tune.batch_size=32", "--set=tune.micro_batch_size=8")
-CODE = ("--set=tune.batch_size=64", "--set=tune.micro_batch_size=16")
 SYSTEMS = ("full-ft", "sun", "sun-lora")
-TRIED = ("sun-boundary-n", "sun-mix")
 BUDGETS = {
     "math": Budget(
-        (16_000, 1), (32_000, 1), (*SYSTEMS, "sun-lora-r8", "full-ft-lora-r8", *TRIED), MATH
+        choosing=(16_000, 1),
+        final=(32_000, 1),
+        groups=(*SYSTEMS, "sun-lora-r8"),
+        settings={"tune.batch_size": 64, "tune.micro_batch_size": 64},
+        tried=(
+            ("sun-lora-r8", (64_000, 1)),
+            ("full-ft-lora-r8", (64_000, 1)),
+            *((group, (64_000, 1)) for group in SYSTEMS),
+            ("sun-boundary-n", (32_000, 1)),
+            ("sun-mix", (32_000, 1)),
+            ("sun", (32_000, 2)),
+        ),
     ),
-    "tools": Budget((None, 2), (None, 4), (*SYSTEMS, "sun-lora-r8"), TOOLS),
-    "code": Budget((None, 1), (None, 2), (*SYSTEMS, "sun-lora-r8"), CODE, seeds=(1,)),
+    "tools": Budget(
+        choosing=(None, 2),
+        final=(None, 4),
+        groups=(*SYSTEMS, "sun-lora-r8"),
+        settings={
+            "tune.batch_size": 32,
+            "tune.micro_batch_size": 16,
+            "tune.generation_batch_size": 300,
+        },
+        rates={"sun": (2e-4, 5e-4, 1e-3), "sun-lora": (5e-4, 1e-3, 2e-3)},
+    ),
+    "code": Budget(
+        choosing=(None, 1),
+        final=(None, 2),
+        groups=(*SYSTEMS, "sun-lora-r8"),
+        settings={"tune.batch_size": 64, "tune.micro_batch_size": 16},
+        seeds=(1,),
+        rates={"sun-lora-r8": (4e-3,)},
+    ),
 }
 
 
@@ -96,27 +128,29 @@ class Training:
     seed: int
     samples: int | None
     epochs: int
-    settings: tuple[str, ...]
+    settings: dict[str, Any]
 
     @property
     def name(self) -> str:
         """Unique, and a file's name."""
-        return f"{self.task}-{self.group}-{self.rate:g}-seed{self.seed}"
+        rows = "all" if self.samples is None else self.samples
+        return f"{self.task}-{self.group}-{self.rate:g}-{rows}x{self.epochs}-seed{self.seed}"
 
     def command(self, config: Path, state: State) -> list[str]:
         """The command line; with `--resume` where a checkpoint waits."""
         group, out = GROUPS[self.group], state.out(self)
-        final = self.seed != CHOOSING_SEED
+        tested = self.seed != CHOOSING_SEED
         settings = {
             "seed": self.seed,
-            **group.settings,
             "tune.learning_rate": self.rate,
             "tune.epochs": self.epochs,
             "tune.evaluations": 0,
-            "tune.checkpoints": 4 if final else 0,
+            "tune.checkpoints": 0,
             "tune.generation_batch_size": 640,
-            "tune.test": str(final).lower(),
-            "tune.test_base": str(final and (self.group, self.seed) == ("full-ft", 1)).lower(),
+            "tune.test": str(tested).lower(),
+            "tune.test_base": str(tested and (self.group, self.seed) == ("full-ft", 1)).lower(),
+            **self.settings,
+            **group.settings,
         }
         if self.samples is not None:
             settings["tune.samples"] = self.samples
@@ -138,19 +172,24 @@ class Training:
             "--out",
             str(out),
         ]
-        return [sys.executable, "-c", QSUN, *tune, *options, *self.settings]
+        return [sys.executable, "-c", QSUN, *tune, *options]
 
 
 class State:
     """The folder that keeps records, logs and adapters between calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, earlier: Path | None) -> None:
         self.folder = folder
+        self.earlier: dict[str, dict[str, Any]] = {}
+        if earlier is not None:
+            self.earlier = read_record(earlier, "comparison").result["trainings"]
         for name in ("records", "runs", "logs", "modules"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def result(self, training: Training) -> dict[str, Any] | None:
         """The result of a finished training."""
+        if training.name in self.earlier:
+            return self.earlier[training.name]
         path = self.folder / "records" / f"{training.name}.json"
         return read_record(path, "tuning").result if path.exists() else None
 
@@ -163,15 +202,18 @@ class State:
         return self.folder / "modules" / f"{task}-{group}"
 
     def keep(self, training: Training) -> None:
-        """Keep the record, and the module of the first seed; others go."""
+        """Keep the record, and the first seed's latest module; others go."""
         out = self.out(training)
         shutil.copy(
             out / "records" / "tuning.json", self.folder / "records" / f"{training.name}.json"
         )
-        if training.seed == SEEDS[0]:
-            out.rename(self.module(training.task, training.group))
-        else:
+        module = self.module(training.task, training.group)
+        if training.seed != SEEDS[0]:
             shutil.rmtree(out)
+            return
+        if module.exists():
+            shutil.rmtree(module)
+        out.rename(module)
 
 
 def goodness(result: dict[str, Any]) -> float:
@@ -181,11 +223,12 @@ def goodness(result: dict[str, Any]) -> float:
 
 def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
     """All that can be started now; a group's last runs once its learning rate is chosen."""
-    later = []
+    later, tried = [], []
     for task in tasks:
         budget = BUDGETS[task]
-        for group in budget.groups:
-            rates = GROUPS[group].rates
+        chosen = {}
+        for group in dict.fromkeys((*budget.groups, *(group for group, _ in budget.tried))):
+            rates = budget.rates.get(group, GROUPS[group].rates)
             choosing = [
                 Training(task, group, rate, CHOOSING_SEED, *budget.choosing, budget.settings)
                 for rate in rates
@@ -193,16 +236,25 @@ def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
             if len(rates) > 1:
                 yield from choosing
             by_rate = {one.rate: result for one in choosing if (result := state.result(one))}
+            if len(rates) == 1 or len(by_rate) == len(rates):
+                chosen[group] = max(
+                    by_rate, key=lambda rate: goodness(by_rate[rate]), default=rates[0]
+                )
+        for group in budget.groups:
+            seeds = budget.seeds[:1] if len(GROUPS[group].rates) == 1 else budget.seeds
+            if group in chosen:
+                later += [
+                    Training(task, group, chosen[group], seed, *budget.final, budget.settings)
+                    for seed in seeds
+                ]
+        for group, amount in budget.tried:
             teacher = GROUPS[group].teacher
-            taught = teacher is None or state.module(task, teacher).exists()
-            if (len(rates) > 1 and len(by_rate) < len(rates)) or not taught:
-                continue
-            best = max(by_rate, key=lambda rate: goodness(by_rate[rate]), default=rates[0])
-            seeds = budget.seeds[:1] if len(rates) == 1 else budget.seeds
-            later += [
-                Training(task, group, best, seed, *budget.final, budget.settings) for seed in seeds
-            ]
-    yield from sorted(later, key=lambda training: training.seed)
+            if group in chosen and (teacher is None or state.module(task, teacher).exists()):
+                tried.append(
+                    Training(task, group, chosen[group], SEEDS[0], *amount, budget.settings)
+                )
+    yield from later
+    yield from tried
 
 
 def work(
@@ -253,7 +305,7 @@ def work(
 
 def comparison(state: State) -> dict[str, dict[str, Any]]:
     """Every training's outcome, in short."""
-    found = {}
+    found = dict(state.earlier)
     for path in sorted((state.folder / "records").glob("*.json")):
         record = read_record(path, "tuning")
         result = record.result
@@ -261,9 +313,10 @@ def comparison(state: State) -> dict[str, dict[str, Any]]:
             for scored in test.values():
                 scored.pop("responses", None)
         found[path.stem] = {
+            "system": result["system"],
             "seed": record.seed,
             "learning_rate": record.config["tune"]["learning_rate"],
-            "samples": result["rows"]["train"]["rows"],
+            "samples": record.config["tune"]["samples"],
             "epochs": record.config["tune"]["epochs"],
             "training": result["training"],
             "validation_loss": result["validation_loss"],
@@ -273,7 +326,7 @@ def comparison(state: State) -> dict[str, dict[str, Any]]:
             "versions": record.versions,
             "hardware": record.hardware,
         }
-    return found
+    return dict(sorted(found.items()))
 
 
 def main() -> None:
@@ -284,16 +337,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--gpus", default="0", help="numbers, with commas")
     parser.add_argument("--jobs", type=int, default=5, help="trainings at a time on each GPU")
+    parser.add_argument("--earlier", type=Path, help="a record of this script: what it has is done")
     parser.add_argument("--tasks", default=",".join(BUDGETS), help="names, with commas")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
-    state = State(arguments.state)
+    state = State(arguments.state, arguments.earlier)
     gpus = arguments.gpus.split(",")
     tasks = arguments.tasks.split(",")
     done = work(arguments.config, state, tasks, gpus, arguments.jobs, end)
     run = load_config(arguments.config)
     found = comparison(state)
-    result = {"finished": done, "trainings": found}
+    result = {
+        "finished": done,
+        "budgets": {task: asdict(budget) for task, budget in BUDGETS.items()},
+        "trainings": found,
+    }
     new_record("comparison", run, run.seed, result).write(state.folder / "comparison.json")
     print(json.dumps({"finished": done, "trainings": len(found)}))
 

@@ -1,18 +1,19 @@
 """Time training steps: through the hand-off, full fine-tuning, and a plain padded loop.
 
-    python -m tests.gpu.tuning_speed CONFIG TASK RECORD [--rows N] [--rounds N]
+    python -m tests.gpu.tuning_speed CONFIG TASK RECORD [--rounds N]
 
-Every variant sees the same rows in random batches of 32 (and, where named so, 128), does whole
-steps (forward, backward, clipping, AdamW) and is timed in turn, round after round; the record keeps
-every round. Tokens are prompt and response tokens without padding. Needs a CUDA GPU with 40 GB.
+Every variant sees the same 1,024 rows in batches of 32 or 128, does whole steps (forward, backward,
+clipping, AdamW) and is timed in turn, round after round; the record keeps every round. Then 12,000
+rows are trained on once, new CUDA graphs included. Tokens are prompt and response tokens without
+padding. Needs a CUDA GPU with 60 GB.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,47 +24,60 @@ import torch
 from transformers import DynamicCache
 
 from qsun.config import TuneConfig, load_config
-from qsun.models import load_model, load_tokenizer
+from qsun.models import checkpoint_folder, load_model, load_tokenizer, locate, read_config
 from qsun.records import new_record
+from qsun.skeleton import skeleton
 from qsun.tasks.definition import load_task
 from qsun.tasks.examples import read_task
 from qsun.tune.batches import MicroBatches, Row, encode_examples, model_inputs
+from qsun.tune.graphs import SHAPE_STEP, StepGraphs
 from qsun.tune.modules import TunedModules, trainable
 from qsun.tune.precision import compute_in
 
-WARM_UP = 3
+TIMED_ROWS, EPOCH_ROWS = 1024, 12_000
+WARM_UPS = 2  # passes: a shape is captured when it comes back
 Step = Callable[[Sequence[Row]], None]
 
 
-def stepper(model: torch.nn.Module, loss_of: Callable[[Sequence[Row]], torch.Tensor]) -> Step:
+def stepper(
+    model: torch.nn.Module,
+    backward: Callable[[Sequence[Row]], object],
+    zero_grad: Callable[[], None],
+) -> Step:
     """One whole training step on `model`'s trainable weights."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
 
     def step(rows: Sequence[Row]) -> None:
-        torch.autograd.backward(loss_of(rows))
+        backward(rows)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        zero_grad()
 
     return step
 
 
-def qsun_step(base: Path, settings: TuneConfig, system: str, compiled: bool = True) -> Step:
+def qsun_step(base: Path, settings: TuneConfig, system: str) -> Step:
     """A step as `qsun tune` does it."""
+    compiled = settings.compile != "off"
     decode = load_model(base, "bfloat16").cuda()
     prefill = trainable(load_model(base, "bfloat16"), settings).cuda()
     for module in (prefill, decode):
         compute_in(module, torch.bfloat16, compiled=compiled)
     reader = decode if system == "sun" else None
     modules = TunedModules(prefill, reader, None, settings, compiled=compiled).train()
+    graphs = StepGraphs(modules) if settings.cuda_graphs else None
 
-    def loss_of(rows: Sequence[Row]) -> torch.Tensor:
-        inputs = {name: tensor.cuda() for name, tensor in model_inputs(rows).items()}
-        loss: torch.Tensor = modules(**inputs)["loss"]
-        return loss
+    def backward(rows: Sequence[Row]) -> None:
+        shape_step = SHAPE_STEP if graphs is not None else 1
+        inputs = {name: one.cuda() for name, one in model_inputs(rows, shape_step).items()}
+        count = inputs["labels"].ge(0).sum()
+        if graphs is not None:
+            graphs(inputs, count)
+        else:
+            torch.autograd.backward(modules(**inputs, num_items_in_batch=count)["loss"])
 
-    return stepper(prefill, loss_of)
+    return stepper(prefill, backward, modules.zero_grad)
 
 
 def plain_step(base: Path) -> Step:
@@ -71,7 +85,7 @@ def plain_step(base: Path) -> Step:
     decode = load_model(base, "bfloat16").cuda()
     prefill = load_model(base, "bfloat16").float().cuda().requires_grad_(True).train()
 
-    def loss_of(rows: Sequence[Row]) -> torch.Tensor:
+    def backward(rows: Sequence[Row]) -> None:
         inputs = {name: tensor.cuda() for name, tensor in model_inputs(rows).items()}
         prompts, lengths, labels = (inputs[k] for k in ("prompts", "prompt_lengths", "labels"))
         columns = torch.arange(prompts.shape[1], device="cuda")
@@ -89,15 +103,15 @@ def plain_step(base: Path) -> Step:
                 position_ids=lengths[:, None] - 1 + torch.arange(read.shape[1], device="cuda"),
                 past_key_values=handed,
             ).logits.float()
-        loss: torch.Tensor = torch.nn.functional.cross_entropy(
+        loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=-100
         )
-        return loss
+        torch.autograd.backward(loss)
 
-    return stepper(prefill, loss_of)
+    return stepper(prefill, backward, prefill.zero_grad)
 
 
-def batches_of(rows: Sequence[Row], size: int, grouped: bool) -> list[list[Row]]:
+def batches_of(rows: Sequence[Row], size: int, grouped: bool = True) -> list[list[Row]]:
     """Batches in qsun's order, or in a random one."""
     if grouped:
         ordered = MicroBatches(rows, size, size, epochs=1, seed=0)
@@ -107,7 +121,7 @@ def batches_of(rows: Sequence[Row], size: int, grouped: bool) -> list[list[Row]]
 
 
 def timed(step: Step, batches: Sequence[Sequence[Row]]) -> dict[str, float]:
-    """Seconds a step and tokens a second over all batches."""
+    """Seconds in all, milliseconds a step and tokens a second over all batches."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     for rows in batches:
@@ -115,55 +129,74 @@ def timed(step: Step, batches: Sequence[Sequence[Row]]) -> dict[str, float]:
     torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     tokens = sum(len(row) for rows in batches for row in rows)
-    return {"step_ms": 1000 * seconds / len(batches), "tokens_per_s": tokens / seconds}
+    return {
+        "seconds": seconds,
+        "step_ms": 1000 * seconds / len(batches),
+        "tokens_per_s": tokens / seconds,
+    }
 
 
 def main() -> None:
-    """Measure all variants and write the record."""
+    """Measure all variants; the record is written after every round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("task", type=Path)
     parser.add_argument("record", type=Path)
-    parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     run = load_config(arguments.config)
-    base = (arguments.config.parent / run.base.model).resolve()
+    source = locate(run.base.model, run.base.revision, arguments.config.parent)
+    shape, scratch = skeleton(read_config(source)), tempfile.mkdtemp()
+    base = checkpoint_folder(source, shape, Path(scratch), "bfloat16")
     task = load_task(arguments.task)
-    tokenizer = load_tokenizer(base)
-    examples = read_task(task, arguments.task.parent, arguments.rows).train
-    rows = encode_examples(examples, tokenizer, task.max_tokens, task.name).rows
-    full, lora = replace(run.tune, module="full"), replace(run.tune, module="lora")
+    examples = read_task(task, arguments.task.parent, EPOCH_ROWS).train
+    every = encode_examples(examples, load_tokenizer(base), task.max_tokens, task.name).rows
+    rows = every[:TIMED_ROWS]
+    full = replace(run.tune, module="full", cuda_graphs=False)
+    graphs = replace(full, cuda_graphs=True)
+    lora = replace(run.tune, module="lora", cuda_graphs=True)
     variants: dict[str, tuple[Step, list[list[Row]]]] = {
         "plain loop, batch 32": (plain_step(base), batches_of(rows, 32, grouped=False))
     }
-    for size in (32, 128):
-        grouped = batches_of(rows, size, grouped=True)
-        variants[f"sun full, batch {size}"] = qsun_step(base, full, "sun"), grouped
-        variants[f"full-ft, batch {size}"] = qsun_step(base, full, "full-ft"), grouped
-    grouped = batches_of(rows, 32, grouped=True)
-    variants["sun full, not compiled, batch 32"] = (
-        qsun_step(base, full, "sun", compiled=False),
-        grouped,
-    )
-    variants["sun lora, batch 32"] = qsun_step(base, lora, "sun"), grouped
+    for name, settings, system, size in (
+        ("sun, CUDA graphs, batch 32", graphs, "sun", 32),
+        ("full-ft, CUDA graphs, batch 32", graphs, "full-ft", 32),
+        ("sun, batch 128", full, "sun", 128),
+        ("full-ft, batch 128", full, "full-ft", 128),
+        ("sun, batch 32", full, "sun", 32),
+        ("full-ft, batch 32", full, "full-ft", 32),
+        ("sun LoRA, CUDA graphs, batch 32", lora, "sun", 32),
+    ):
+        variants[name] = qsun_step(base, settings, system), batches_of(rows, size)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    result: dict[str, Any] = {"rows": len(rows), "rounds": rounds}
+
+    def write() -> None:
+        result["medians"] = {
+            name: {key: statistics.median(one[key] for one in found) for key in found[0]}
+            for name, found in rounds.items()
+            if found
+        }
+        new_record("tuning-speed", run, run.seed, result).write(arguments.record)
+
+    arguments.record.parent.mkdir(parents=True, exist_ok=True)
     for number in range(arguments.rounds):
         for name, (step, batches) in variants.items():
-            if number == 0:
-                timed(step, batches[:WARM_UP])
+            for _ in range(WARM_UPS if number == 0 else 0):
+                timed(step, batches)
             rounds[name].append(timed(step, batches))
             print(number, name, rounds[name][-1], flush=True)
-    medians = {
-        name: {key: statistics.median(one[key] for one in found) for key in found[0]}
-        for name, found in rounds.items()
+        write()
+    variants.clear()
+    result["epoch"] = {
+        f"sun{', CUDA graphs' if settings.cuda_graphs else ''}, batch {size}": timed(
+            qsun_step(base, settings, "sun"), batches_of(every, size)
+        )
+        | {"rows": len(every)}
+        for settings, size in ((graphs, 32), (full, 128))
     }
-    for name, found in medians.items():
-        print(f"{name:24} {found['step_ms']:8.1f} ms {found['tokens_per_s']:10.0f} tokens/s")
-    result: dict[str, Any] = {"rows": len(rows), "medians": medians, "rounds": rounds}
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    new_record("tuning-speed", run, run.seed, result).write(arguments.record)
-    print(json.dumps({"record": str(arguments.record)}))
+    print(result["epoch"])
+    write()
 
 
 if __name__ == "__main__":
