@@ -122,7 +122,7 @@ def read_bundle(folder: Path) -> Bundle:
     except FileNotFoundError as error:
         raise IncompatibleError(f"{folder} is no bundle: it has no {MANIFEST}") from error
     except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise IncompatibleError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise IncompatibleError(f"{path} cannot be read: {error!r}") from error
     if digest != _digest(value):
         raise IncompatibleError(
             f"{path} was changed after it was written: its digest is not its own.\n"
