@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import speed_table
 import systems_table
 
 from qsun.records import read_record
@@ -82,7 +83,12 @@ def large_model() -> str:
 
 def rendered(readme: str) -> str:
     """`readme` with its tables replaced."""
-    for name, text in (("readme_table", table()), ("systems_table", systems_table.table())):
+    tables = {
+        "readme_table": table(),
+        "systems_table": systems_table.table(),
+        "speed_table": speed_table.table(),
+    }
+    for name, text in tables.items():
         readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)
     return readme
 

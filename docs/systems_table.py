@@ -23,6 +23,8 @@ ROWS = {
     "**SUN**, LoRA prefill module, rank 64": ("sun-lora", "sun"),
     "**SUN**, LoRA prefill module, rank 8": ("sun-lora-r8", "sun"),
 }
+SHORT = {"full-ft": "full fine-tuning", "sun": "SUN", "sun-lora": "SUN LoRA"}
+GROUP_SYSTEM = {"full-ft": "full-ft", "sun": "sun", "sun-lora": "sun"}
 TRIED = {"boundary n": "sun-boundary-n", "half KL from full-ft": "sun-mix"}
 
 
@@ -39,59 +41,84 @@ def table() -> str:
 
 
 def _cell(record: Record, task: str, group: str, system: str, test: str) -> str:
+    return _accuracy(_finals(record, task, group), system, test)
+
+
+def _accuracy(trainings: Iterable[dict[str, Any]], system: str, test: str) -> str:
+    """The mean over seeds with the least and the best, or one seed's with Wilson's interval."""
     found = [
         Accuracy(scored["correct"], scored["total"])
-        for scored in (
-            training["tests"].get(system, {}).get(test) for training in _finals(record, task, group)
-        )
-        if scored is not None
+        for training in trainings
+        if (scored := training["tests"].get(system, {}).get(test)) is not None
     ]
     if not found:
         return "not yet"
-    pooled = Accuracy(sum(one.correct for one in found), sum(one.total for one in found))
-    low, high = pooled.interval
-    seeds = f", {len(found)} seeds" if len(found) > 1 else ""
-    return f"{100 * pooled.share:.1f} ({100 * low:.1f} to {100 * high:.1f}{seeds})"
+    shares = [100 * one.share for one in found]
+    if len(found) > 1:
+        mean = sum(shares) / len(shares)
+        return f"{mean:.1f} ({min(shares):.1f} to {max(shares):.1f}, {len(found)} seeds)"
+    low, high = found[0].interval
+    return f"{shares[0]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _finals(record: Record, task: str, group: str) -> list[dict[str, Any]]:
-    """A group's trainings with the whole budget: those of the seeds above 0."""
+    """A group's trainings with the whole budget."""
+    return _trained(record, task, group, *record.result["budgets"][task]["final"])
+
+
+def _trained(
+    record: Record, task: str, group: str, samples: int | None, epochs: int
+) -> list[dict[str, Any]]:
+    """A group's tested trainings of one budget: those of the seeds above 0."""
     trainings: dict[str, dict[str, Any]] = record.result["trainings"]
     start = f"{task}-{group}-"
     return [
         training
         for name, training in trainings.items()
-        if training["seed"] and name.startswith(start) and name[len(start)].isdigit()
+        if training["seed"]
+        and name.startswith(start)
+        and name[len(start)].isdigit()
+        and (training["samples"], training["epochs"]) == (samples, epochs)
     ]
 
 
 def _notes(record: Record) -> Iterable[str]:
+    budgets = record.result["budgets"]
     final = _finals(record, "math", "sun")[0]
     yield (
-        f"Right answers in %, with Wilson's 95 % interval over all tests of all seeds. Equal "
-        f"budgets: math {final['samples']} rows once, tools all rows "
-        f"{_epochs(record, 'tools')} times; learning rates chosen among three by validation loss. "
-        f"On one {final['hardware']['accelerator']} each, by `tests/gpu/compare_systems.py`."
+        "Right answers in %: the mean of the seeds with the least and the best, or one seed's with "
+        f"Wilson's 95 % interval. Equal budgets: math {budgets['math']['final'][0]} rows once, "
+        f"tools all rows {budgets['tools']['final'][1]} times; learning rates chosen among three "
+        "by validation loss, with another seed. On one "
+        f"{final['hardware']['accelerator']} each, by `tests/gpu/compare_systems.py`."
     )
-    tried = "; ".join(
+    tried = [
         f"{name} {_cell(record, 'math', group, 'sun', 'seen')}" for name, group in TRIED.items()
-    )
-    losses = _code_losses(record)
-    yield f"\nTried on math, seen templates: {tried}. {losses}"
-
-
-def _epochs(record: Record, task: str) -> int:
-    return int(_finals(record, task, "full-ft")[0]["epochs"])
+    ]
+    tried += [
+        f"{SHORT[group]} with {samples} rows, {epochs} epoch(s): "
+        f"{_accuracy(trained, GROUP_SYSTEM[group], 'seen')}"
+        for group, (samples, epochs) in budgets["math"]["tried"]
+        if group in SHORT and (trained := _trained(record, "math", group, samples, epochs))
+    ]
+    yield f"\nTried on math, seen templates: {'; '.join(tried)}. {_code_losses(record)}"
 
 
 def _code_losses(record: Record) -> str:
-    """The least validation loss of each system on code."""
-    losses: dict[str, float] = {}
+    """The least validation loss of each system on code, for each number of epochs."""
+    losses: dict[tuple[int, str], float] = {}
     for name, training in record.result["trainings"].items():
-        if name.startswith("code-") and not name.startswith("code-sun-lora"):
+        if name.startswith("code-") and "-lora" not in name:
             for system, loss in training["validation_loss"].items():
-                losses[system] = min(loss, losses.get(system, loss))
-    shown = ", ".join(
-        f"{system} {losses[system]:.3f}" for system in sorted(losses, key=losses.__getitem__)
+                key = training["epochs"], system
+                losses[key] = min(loss, losses.get(key, loss))
+    shown = "; ".join(
+        f"{epochs} epoch(s) "
+        + ", ".join(
+            f"{system} {loss:.3f}"
+            for (of, system), loss in sorted(losses.items(), key=lambda item: item[1])
+            if of == epochs
+        )
+        for epochs in sorted({epochs for epochs, _ in losses})
     )
-    return f"Code, loss of a held-out token (nats) after one epoch: {shown}."
+    return f"Code, loss of a held-out token (nats): {shown}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from tests.reference import smollm2_file
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "exports" / "reference"
 MEGABYTE = 10**6
-PROBLEMS = 24
 
 
 @pytest.mark.parametrize("folder", sorted(REFERENCE.glob("*/")), ids=lambda folder: folder.name)
@@ -30,24 +30,41 @@ def test_a_module_is_small_and_has_its_record(folder: Path) -> None:
     assert folder / "records" / "tuning.json" in files
 
 
-def test_suns_prefill_reads_through_the_base_decoder(tmp_path: Path) -> None:
-    convert_gguf(smollm2_file(), tmp_path / "base", "bfloat16")
-    decode, tokenizer = load_model(tmp_path / "base", "bfloat16"), load_tokenizer(tmp_path / "base")
-    definition = ROOT / "calib" / "tasks" / "math.yaml"
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    convert_gguf(smollm2_file(), folder, "bfloat16")
+    return folder
+
+
+def losses(
+    base: Path, name: str, test: str, problems: int, modules: Sequence[str | None]
+) -> list[float]:
+    """Mean loss of a test set's references through each prefill module; None is the base model."""
+    decode, tokenizer = load_model(base, "bfloat16"), load_tokenizer(base)
+    definition = ROOT / "calib" / "tasks" / f"{name}.yaml"
     task = load_task(definition)
-    problems = read_tests(task, definition.parent)["seen"][:PROBLEMS]
-    rows = encode_examples(problems, tokenizer, task.max_tokens, "problems").rows
-    prompts = encode_prompts([(one.messages, one.source) for one in problems], tokenizer)
+    examples = read_tests(task, definition.parent)[test][:problems]
+    rows = encode_examples(examples, tokenizer, task.max_tokens, "problems").rows
+    prompts = encode_prompts([(one.messages, one.source) for one in examples], tokenizer)
     assert [row.prompt for row in rows] == prompts
     batch = batch_of(rows)
-
-    def loss(module: str | None) -> float:
-        folder = REFERENCE / str(module)
-        prefill = load_prefill(folder, tmp_path / "base", "bfloat16") if module else decode
+    found = []
+    for module in modules:
+        prefill = load_prefill(REFERENCE / module, base, "bfloat16") if module else decode
         with torch.no_grad():
             scores = log_likelihood(prefill, decode, batch)
-        return -float(scores.sum()) / len(batch.targets)
+        found.append(-float(scores.sum()) / len(batch.targets))
+    return found
 
-    sun, naive, base = loss("math"), loss("math-full-ft"), loss(None)
+
+def test_suns_math_prefill_reads_through_the_base_decoder(base: Path) -> None:
+    sun, naive, alone = losses(base, "math", "seen", 24, ("math", "math-full-ft", None))
     assert sun < 0.25 * naive
-    assert naive < base
+    assert naive < alone
+
+
+def test_suns_tools_prefill_reads_through_the_base_decoder(base: Path) -> None:
+    sun, other, alone = losses(base, "tools", "simple", 6, ("tools", "math", None))
+    assert sun < 0.25 * alone
+    assert sun < 0.25 * other

@@ -35,6 +35,7 @@ from qsun.tune.modules import TunedModules, trainable
 from qsun.tune.precision import compute_in
 
 TIMED_ROWS, EPOCH_ROWS = 1024, 12_000
+LARGEST_DIFFERENCE = 1e-3  # of the gradients' norm: the same kernels, but for atomic additions
 WARM_UPS = 2  # passes: a shape is captured when it comes back
 Step = Callable[[Sequence[Row]], None]
 
@@ -57,15 +58,50 @@ def stepper(
     return step
 
 
-def qsun_step(base: Path, settings: TuneConfig, system: str) -> Step:
-    """A step as `qsun tune` does it."""
+def modules_of(base: Path, settings: TuneConfig, system: str) -> TunedModules:
+    """What `qsun tune` trains."""
     compiled = settings.compile != "off"
     decode = load_model(base, "bfloat16").cuda()
     prefill = trainable(load_model(base, "bfloat16"), settings).cuda()
     for module in (prefill, decode):
         compute_in(module, torch.bfloat16, compiled=compiled)
     reader = decode if system == "sun" else None
-    modules = TunedModules(prefill, reader, None, settings, compiled=compiled).train()
+    return TunedModules(prefill, reader, None, settings, compiled=compiled).train()
+
+
+def graph_difference(modules: TunedModules, batches: Sequence[Sequence[Row]]) -> float:
+    """How far the gradients of two accumulated batches differ with and without CUDA graphs.
+
+    The norm of the difference over the norm, the largest of all pairs of batches, each met when
+    its shapes are new, when they are captured and when they are replayed.
+    """
+    graphs, worst = StepGraphs(modules), 0.0
+    weights = [weight for weight in modules.prefill.parameters() if weight.requires_grad]
+
+    def gradients(
+        pair: Sequence[Sequence[Row]],
+        backward: Callable[[dict[str, torch.Tensor], torch.Tensor], object],
+    ) -> torch.Tensor:
+        modules.zero_grad()
+        for rows in pair:
+            inputs = {name: one.cuda() for name, one in model_inputs(rows, SHAPE_STEP).items()}
+            backward(inputs, inputs["labels"].ge(0).sum())
+        return torch.cat([one.grad.flatten() for one in weights if one.grad is not None])
+
+    def plainly(inputs: dict[str, torch.Tensor], count: torch.Tensor) -> None:
+        torch.autograd.backward(modules(**inputs, num_items_in_batch=count)["loss"])
+
+    for _ in range(3):
+        for pair in zip(batches[::2], batches[1::2], strict=False):
+            found, wanted = gradients(pair, graphs), gradients(pair, plainly)
+            worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+    return worst
+
+
+def qsun_step(base: Path, settings: TuneConfig, system: str) -> Step:
+    """A step as `qsun tune` does it."""
+    modules = modules_of(base, settings, system)
+    prefill = modules.prefill
     graphs = StepGraphs(modules) if settings.cuda_graphs else None
 
     def backward(rows: Sequence[Row]) -> None:
@@ -169,7 +205,10 @@ def main() -> None:
     ):
         variants[name] = qsun_step(base, settings, system), batches_of(rows, size)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    result: dict[str, Any] = {"rows": len(rows), "rounds": rounds}
+    differing = graph_difference(modules_of(base, graphs, "sun"), batches_of(rows, 32)[:8])
+    if not differing < LARGEST_DIFFERENCE:
+        raise SystemExit(f"gradients with CUDA graphs differ by {differing} of their norm")
+    result: dict[str, Any] = {"rows": len(rows), "graph_difference": differing, "rounds": rounds}
 
     def write() -> None:
         result["medians"] = {
