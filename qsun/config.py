@@ -112,6 +112,50 @@ class TuneConfig:
 
 
 @dataclass(frozen=True)
+class PrefillChoice:
+    """The prefill module of one task: the folder that `qsun tune` published."""
+
+    task: str
+    module: str
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What goes into a bundle: the folder by `qsun quantize`, and a prefill module for each task.
+
+    `references` of a task's validation rows, of at most `reference_tokens`, go along: `qsun verify`
+    judges the modules by them.
+    """
+
+    decode: str
+    prefill: tuple[PrefillChoice, ...]
+    references: int = field(default=8, metadata={"minimum": 1})
+    reference_tokens: int = field(default=512, metadata={"minimum": 16})
+    max_tokens: int | None = field(default=None, metadata={"minimum": 16})
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """When modules count as compatible. Limits are compared unrounded.
+
+    A layer's K or V may differ from the base model's by `max_cache_error` (relative), or by
+    `max_cache_error_ratio` times what round-to-nearest makes of it; predictions by `max_kl` nats,
+    or `max_kl_ratio` times round-to-nearest's. `max_reference_difference` is relative;
+    `max_growth` is the KL divergence in the last quarter of `drift_tokens` over the first's.
+    """
+
+    max_cache_error: float = field(default=0.02, metadata={"minimum": 0.0})
+    max_cache_error_ratio: float = field(default=1.5, metadata={"minimum": 0.0})
+    max_kl: float = field(default=0.01, metadata={"minimum": 0.0})
+    max_kl_ratio: float = field(default=1.25, metadata={"minimum": 0.0})
+    max_reference_difference: float = field(default=0.05, metadata={"minimum": 0.0})
+    max_growth: float = field(default=2.0, metadata={"minimum": 0.0})
+    drift_tokens: int = field(default=1024, metadata={"choices": (0, 256, 512, 1024, 2048, 4096)})
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. Paths are relative to the folder of the file that names them."""
 
@@ -121,6 +165,8 @@ class RunConfig:
     load_check: LoadCheckConfig = LoadCheckConfig()
     tasks: tuple[str, ...] = ()
     tune: TuneConfig = TuneConfig()
+    export: ExportConfig | None = None
+    verify: VerifyConfig = VerifyConfig()
     seed: int = 0
 
 

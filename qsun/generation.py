@@ -21,7 +21,7 @@ class Sampling:
     """How tokens are chosen: greedy at temperature 0, else drawn with `seed`.
 
     A response ends with the model's end-of-turn token, after a `stop` string, or after
-    `max_new_tokens`.
+    `max_new_tokens`. With `ends` false no end-of-turn token is chosen.
     """
 
     max_new_tokens: int = 256
@@ -29,6 +29,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    ends: bool = True
 
 
 def generate(
@@ -130,6 +131,7 @@ def _options(
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
         "eos_token_id": _ends(model, tokenizer),
+        "suppress_tokens": None if sampling.ends else _ends(model, tokenizer),
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     }
 

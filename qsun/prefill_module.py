@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,21 +61,39 @@ def load_prefill(folder: Path, base: Path, dtype: str) -> PreTrainedModel:
     return cast("PreTrainedModel", module.eval().requires_grad_(False))
 
 
-def _check_adapter(folder: Path, base: Path) -> None:
-    """Refuse what peft would leave out with no more than a warning."""
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The adapter's `adapter_config.json`.
+
+    Raises:
+        ModelError: unreadable, or of another kind than LoRA.
+    """
+    path = folder / ADAPTER_CONFIG
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} is a {config.get('peft_type')} adapter: qsun reads LORA")
+    return config
+
+
+def adapter_misfits(
+    adapter: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """The adapter's tensors, by name and shape, that belong to no layer of `base`."""
+    return [
+        f"{name} {list(shape)}" for name, shape in adapter.items() if not _fits(name, shape, base)
+    ]
+
+
+def _check_adapter(folder: Path, base: Path) -> None:
+    """Refuse what peft would leave out with no more than a warning."""
+    adapter_config(folder)
     shapes = _adapter_shapes(folder / ADAPTER_WEIGHTS)
     with Tensors(base) as tensors:
-        misfits = [
-            f"{name} {list(shape)}"
-            for name, shape in shapes.items()
-            if not _fits(name, shape, tensors)
-        ]
+        misfits = adapter_misfits(shapes, {name: tensors.shape(name) for name in tensors.names()})
     if misfits:
         raise ModelError(
             f"{folder} was not trained on {base}: these tensors fit no layer of it:\n"
@@ -93,10 +112,11 @@ def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} cannot be read: {error}") from error
 
 
-def _fits(name: str, shape: tuple[int, ...], base: Tensors) -> bool:
+def _fits(name: str, shape: tuple[int, ...], base: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a LoRA tensor, A `[rank, in]` or B `[out, rank]`, belongs to a layer of `base`."""
     found = LORA_NAME.fullmatch(name)
-    if found is None or f"{found['layer']}.weight" not in base:
+    layer = () if found is None else base.get(f"{found['layer']}.weight", ())
+    if found is None or len(layer) != 2 or len(shape) != 2:
         return False
-    outputs, inputs = base.shape(f"{found['layer']}.weight")
+    outputs, inputs = layer
     return shape[1] == inputs if found["side"] == "A" else shape[0] == outputs

@@ -26,13 +26,26 @@ def load_settings(cls: type[Settings], path: Path, overrides: Sequence[str] = ()
     Raises:
         ConfigError: the file cannot be read, or any key or value is wrong; all are named.
     """
-    mapping = _read_yaml(path)
+    return settings_from(cls, _read_yaml(path), overrides, str(path))
+
+
+def settings_from(
+    cls: type[Settings],
+    mapping: dict[str, Any],
+    overrides: Sequence[str] = (),
+    what: str = "the command line",
+) -> Settings:
+    """A mapping as `cls`, with overrides applied first; `what` names its origin in messages.
+
+    Raises:
+        ConfigError: any key or value is wrong; all are named.
+    """
     problems: list[str] = []
     for override in overrides:
         _apply_override(mapping, override, problems)
     result = _build(cls, mapping, "", problems)
     if problems:
-        raise ConfigError(f"{path} has {len(problems)} mistake(s):\n{bullet_list(problems)}")
+        raise ConfigError(f"{what} has {len(problems)} mistake(s):\n{bullet_list(problems)}")
     return typing.cast(Settings, result)
 
 

@@ -1,4 +1,4 @@
-"""One vLLM server process, started with the serving environment's interpreter.
+"""vLLM server processes, started with the serving environment's interpreter.
 
 vLLM is never imported here. A server runs from its model's own folder under the literal path
 `./`, on loopback alone, and its process group ends with the `with` block.
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,42 +34,67 @@ COMMON_ENVIRONMENT = {
     # With --enforce-eager only a helper of prompt log-probabilities would still be compiled.
     "TORCHDYNAMO_DISABLE": "1",
 }
+SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+REQUEST_TIMEOUT_S = 300.0
 STOP_GRACE_S = 20.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
+class ServerCommand:
+    """What starts one server: its arguments but for host and port, and what its environment adds.
+
+    `name` is what messages call it, `model` what its own model is called in requests.
+    """
+
+    name: str
+    model: str
+    folder: Path
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class VllmServer:
-    """A ready server. `name` is what its model is called in requests, `log` its output so far."""
+    """A ready server. `model` is what its own model is called in requests, `log` its output."""
 
     url: str
-    name: str
+    model: str
     log: IO[str]
+    name: str = "vLLM"
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """POST one request and return its JSON answer.
+        """POST one request, to its own model unless `body` names another; its JSON answer.
 
         Raises:
             ServingEnvironmentError: the server answered with an error, or not at all.
         """
+        value: dict[str, Any] = self._answer("POST", path, {"model": self.model, **body}).json()
+        return value
+
+    def metrics(self) -> str:
+        """The server's counters as Prometheus reads them; see `worker_counts`.
+
+        Raises:
+            ServingEnvironmentError: the server answered with an error, or not at all.
+        """
+        return self._answer("GET", "/metrics", None).text
+
+    def _answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         try:
-            answer = httpx.post(
-                f"{self.url}{path}",
-                json={"model": self.name, **body},
-                timeout=300.0,
-                trust_env=False,
+            answer = httpx.request(
+                method, f"{self.url}{path}", json=body, timeout=REQUEST_TIMEOUT_S, trust_env=False
             )
         except httpx.HTTPError as error:
             raise ServingEnvironmentError(
-                f"vLLM did not answer {path}: {error}\n{_reason(self.log)}"
+                f"{self.name} did not answer {path}: {error!r}\n{_reason(self.log)}"
             ) from error
         if not answer.is_success:
             raise ServingEnvironmentError(
-                f"vLLM answered {path} with status {answer.status_code}: {answer.text[:300]}\n"
-                f"{_reason(self.log)}"
+                f"{self.name} answered {path} with status {answer.status_code}: "
+                f"{answer.text[:300]}\n{_reason(self.log)}"
             )
-        value: dict[str, Any] = answer.json()
-        return value
+        return answer
 
 
 @contextmanager
@@ -85,32 +110,70 @@ def serve(
     Raises:
         ServingEnvironmentError: it ended, or was not ready in time; says vLLM's own reason.
     """
-    port = _free_port()
-    command = [
-        *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
+    arguments = (
         *("--model", "./", "--served-model-name", "model"),
-        *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(max_tokens), "--enforce-eager"),
-    ]
-    # The caller's environment comes last, but what says W4A16 must mean it.
-    variables = COMMON_ENVIRONMENT | os.environ | CPU_ENVIRONMENT | dict(environment or {})
-    with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            server = VllmServer(f"http://127.0.0.1:{port}", "model", log)
-            _wait_ready(server, process, start_timeout_s)
-            yield server
-        finally:
-            _stop(process)
+    )
+    # The caller's environment comes before the common one, but what says W4A16 must mean it.
+    common = {name: os.environ.get(name, value) for name, value in COMMON_ENVIRONMENT.items()}
+    variables = common | CPU_ENVIRONMENT | dict(environment or {})
+    command = ServerCommand("vLLM", "model", folder, arguments, variables)
+    with serve_all(python, [command], start_timeout_s) as (server,):
+        yield server
+
+
+@contextmanager
+def serve_all(
+    python: Path, commands: Sequence[ServerCommand], start_timeout_s: int
+) -> Iterator[list[VllmServer]]:
+    """Start all servers at once, wait for all, and end all with the block.
+
+    A command's environment stands above this process's own.
+
+    Raises:
+        ServingEnvironmentError: one ended, or was not ready in time; says vLLM's own reason.
+    """
+    with ExitStack() as stack:
+        processes: list[subprocess.Popen[bytes]] = []
+        stack.callback(_stop, processes)
+        servers = []
+        for command, port in zip(commands, free_ports(len(commands)), strict=True):
+            log = stack.enter_context(
+                tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
+            )
+            processes.append(_start(python, command, port, log))
+            servers.append(VllmServer(f"http://127.0.0.1:{port}", command.model, log, command.name))
+        deadline = time.monotonic() + start_timeout_s
+        for server, process in zip(servers, processes, strict=True):
+            _wait_ready(server, process, deadline, start_timeout_s)
+        yield servers
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _start(
+    python: Path, command: ServerCommand, port: int, log: IO[str]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            *(str(python), "-m", SERVER_MODULE, *command.arguments),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ],
+        cwd=command.folder,
+        env=os.environ | dict(command.environment),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
 
 
 def _end_with_parent() -> None:
@@ -119,18 +182,14 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_ready(server: VllmServer, process: subprocess.Popen[bytes], timeout_s: int) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_ready(
+    server: VllmServer, process: subprocess.Popen[bytes], deadline: float, timeout_s: int
+) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServingEnvironmentError(
-                f"vLLM ended with code {process.returncode} while starting:\n{_reason(server.log)}"
+                f"{server.name} ended with code {process.returncode} while starting:\n"
+                f"{_reason(server.log)}"
             )
         try:
             if httpx.get(f"{server.url}/health", timeout=5.0, trust_env=False).is_success:
@@ -139,7 +198,7 @@ def _wait_ready(server: VllmServer, process: subprocess.Popen[bytes], timeout_s:
             pass  # not listening yet; the deadline and the process's end are watched above
         time.sleep(0.25)
     raise ServingEnvironmentError(
-        f"vLLM was not ready within {timeout_s} s:\n{_reason(server.log)}"
+        f"{server.name} was not ready within {timeout_s} s:\n{_reason(server.log)}"
     )
 
 
@@ -150,15 +209,17 @@ def _reason(log: IO[str]) -> str:
     return "\n".join(f"  | {line[:240]}" for line in (errors or lines)[-8:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        if process.poll() is None:
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
             os.killpg(process.pid, signal_number)
-            try:
-                process.wait(STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                continue
-    # Engine processes outlive a server that was killed; the group does not.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        deadline = time.monotonic() + STOP_GRACE_S
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        # Engine processes outlive a server that was killed; the group does not.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -10,7 +10,7 @@ from compressed_tensors.entrypoints.convert import AutoAWQConverter
 from qsun.autoawq import pack, unpack
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import PlanError
-from qsun.quantize.write import gemm_tensors
+from qsun.gemm_checkpoint import gemm_tensors
 
 GROUP = 32
 

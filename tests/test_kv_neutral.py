@@ -22,7 +22,7 @@ from qsun.quantize.awq import (
     apply_awq,
     weight_arguments,
 )
-from qsun.quantize.grid import round_to_nearest
+from qsun.rounding import round_to_nearest
 from qsun.quantize.mappings import KvNeutralityError, assert_kv_neutral
 from qsun.quantize.plan import Plan, make_plan
 from qsun.skeleton import skeleton

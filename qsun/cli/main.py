@@ -22,6 +22,14 @@ COMMANDS = {
         "qsun.cli.quantize",
         "Quantize a base model into a decode module that vLLM loads.",
     ),
+    "export": (
+        "qsun.cli.export",
+        "Make a bundle of a decode module and every task's prefill module.",
+    ),
+    "verify": (
+        "qsun.cli.verify",
+        "Prove that a bundle's modules belong together.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }

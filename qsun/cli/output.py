@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qsun.doctor import Finding
     from qsun.inspection import Inspection
     from qsun.jobs.prepare import Prepared
+    from qsun.verdict import Verdict
 
 WORST_LAYERS = 6
 
@@ -223,3 +224,38 @@ def _accuracy(found: dict[str, Any] | None) -> str:
         return ""
     low, high = found["interval_95"]
     return f"{found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def bundle_text(out: Path, manifest: Mapping[str, Any]) -> str:
+    """What a bundle holds, a line per task."""
+    rows = [
+        [
+            module["task"],
+            module["module"] if module["rank"] is None else f"{module['module']} {module['rank']}",
+            module["system"] or "?",
+            f"{module['reference_loss']:.3f}",
+            f"{module['base_loss']:.3f}",
+        ]
+        for module in manifest["prefill"]
+    ]
+    return "\n".join(
+        [
+            f"{out}: {manifest['decode_scheme']}, boundary {manifest['boundary']}",
+            table(["task", "module", "system", "loss", "base model's"], rows),
+            "loss: nats a token of held-back responses, through the full-precision decoder",
+            f"prove it: qsun verify {out}",
+        ]
+    )
+
+
+def verdict_text(verdict: Verdict, path: Path | None) -> str:
+    """Every check that did not pass in full, the others in a line each, and the verdict last."""
+    lines = []
+    for check in verdict.checks:
+        lines.append(f"{check.outcome.value:9}  {check.name}: {check.message}")
+        if check.outcome.value in ("failed", "unchecked"):
+            lines.append(f"{'':11}compared: {check.compared}")
+            lines += [f"{'':11}to do: {check.remedy}"] if check.remedy else []
+    words = {True: "COMPATIBLE", False: "INCOMPATIBLE", None: "NOT FULLY CHECKED"}
+    where = "" if path is None else f", written to {path}"
+    return "\n".join([*lines, f"{words[verdict.compatible]}{where}"])

@@ -98,7 +98,7 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> Bl
     from compressed_tensors.quantization import QuantizationArgs
     from transformers import AutoModelForCausalLM
 
-    from qsun.quantize.grid import round_to_nearest
+    from qsun.rounding import round_to_nearest
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tiny = transformers_config(

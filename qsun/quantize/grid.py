@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from compressed_tensors.quantization import QuantizationArgs
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize, quantize
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.lifecycle.forward import quantize
 
 from qsun.decode_checkpoint import QuantizedLayer
-
-
-def round_to_nearest(weight: torch.Tensor, args: QuantizationArgs) -> torch.Tensor:
-    """`weight` `[out, in]` rounded to the nearest code per group, min-max scaled, dequantized."""
-    groups = weight.reshape(weight.shape[0], -1, args.group_size)
-    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
-    rounded: torch.Tensor = fake_quantize(x=weight, scale=scale, zero_point=zero, args=args)
-    return rounded
 
 
 def quantized_layer(name: str, module: Any) -> QuantizedLayer:

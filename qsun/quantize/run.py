@@ -16,11 +16,12 @@ from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
 from qsun.models import load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.progress import announce, track
 from qsun.quantize.awq import Smoothed, SmoothingGain, apply_awq, weight_arguments
-from qsun.quantize.grid import quantized_layer, round_to_nearest
+from qsun.quantize.grid import quantized_layer
 from qsun.quantize.layer_error import output_error, sample_inputs
 from qsun.quantize.perplexity import perplexity
 from qsun.quantize.plan import Plan
 from qsun.quantize.write import check_written, write_checkpoint
+from qsun.rounding import round_to_nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from qsun.autoawq import pack
 from qsun.decode_checkpoint import QuantizedLayer
-from qsun.errors import PlanError, bullet_list
-from qsun.files import write_json
+from qsun.errors import bullet_list
+from qsun.gemm_checkpoint import write_gemm
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.plan import Plan
 from qsun.quiet import hushed
@@ -51,61 +47,19 @@ def _empty(model: PreTrainedModel) -> None:
 
 
 def _write_gemm(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
-    from huggingface_hub import save_torch_state_dict
-
     modules = dict(model.named_modules())
     planned = {layer.name for layer in plan.layers}
-    state = {
+    others = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if not (name.rpartition(".")[0] in planned and not name.endswith(".bias"))
     }
     if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    for layer in plan.layers:
-        state |= gemm_tensors(quantized_layer(layer.name, modules[layer.name]))
-    save_torch_state_dict(state, folder, metadata={"format": "pt"})
-    # transformers would read a quantization_config of its own making; this one is AutoAWQ's.
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    write_json(
-        folder / "config.json",
-        _json_ready(config)
-        | {
-            "quantization_config": {
-                "quant_method": "awq",
-                "version": "gemm",
-                "bits": plan.bits,
-                "group_size": plan.group_size,
-                "zero_point": True,
-                "modules_to_not_convert": list(plan.full_precision_layers),
-            }
-        },
+        others.pop("lm_head.weight", None)
+    layers = (quantized_layer(layer.name, modules[layer.name]) for layer in plan.layers)
+    write_gemm(
+        others, layers, model.config.to_dict(), plan.group_size, plan.full_precision_layers, folder
     )
-
-
-def gemm_tensors(layer: QuantizedLayer) -> dict[str, torch.Tensor]:
-    """A layer as AutoAWQ's three tensors.
-
-    Raises:
-        PlanError: a scale that float16, the only dtype of this layout, cannot hold exactly.
-    """
-    scales = layer.scales.to(torch.float16)
-    inexact = (scales.float() != layer.scales.float()).sum().item()
-    if inexact:
-        raise PlanError(
-            f"{layer.name}: format awq stores scales as float16, and {inexact} of this layer's "
-            "do not fit it exactly; use format compressed-tensors"
-        )
-    return {
-        f"{layer.name}.qweight": pack(layer.codes.t() + 8),
-        f"{layer.name}.qzeros": pack(layer.zeros.t() + 8),
-        f"{layer.name}.scales": scales.t().contiguous(),
-    }
-
-
-def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(config, default=str)))
 
 
 def check_written(checkpoint_layers: Iterator[QuantizedLayer], digests: Mapping[str, str]) -> None:

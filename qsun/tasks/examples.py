@@ -112,6 +112,16 @@ def read_tests(task: TaskDefinition, relative_to: Path) -> dict[str, list[Exampl
     }
 
 
+def read_validation(task: TaskDefinition, relative_to: Path) -> list[Example]:
+    """The validation split alone, as `read_task` gives it."""
+    if not task.validation:
+        return read_task(task, relative_to).validation
+    tests = read_tests(task, relative_to)
+    tested = {example.text for examples in tests.values() for example in examples}
+    found = _examples(task.validation, task.seed, "validation", relative_to)
+    return [one for one in found if one.text not in tested][: task.validation_samples]
+
+
 def _examples(
     sources: Sequence[SourceDefinition], seed: int, split: str, relative_to: Path
 ) -> list[Example]:

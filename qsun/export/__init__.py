@@ -1,0 +1,1 @@
+"""Export: the files of a bundle that start it and say what it is."""

@@ -1,0 +1,247 @@
+"""The launch spec: which vLLM workers serve a bundle, each with its arguments and environment.
+
+Workers are for the router alone: on loopback here, inside the cluster's network there. vLLM serves
+whoever asks, and a client of a worker could get another task's cache, the decode module's own
+answer, or end the engine of all tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qsun.bundle import Manifest, PrefillModule
+from qsun.errors import IncompatibleError, bullet_list
+from qsun.files import GIB
+from qsun.kv_layout import DTYPE_BYTES
+from qsun.vllm_server import COMMON_ENVIRONMENT, CPU_ENVIRONMENT
+
+Accelerator = Literal["cpu", "gpu"]
+Role = Literal["prefill", "decode"]
+
+SCHEMA = 1
+LAUNCH_SPEC = "serving/launch.json"
+NOTE = (
+    "Workers bind to loopback or to addresses inside the cluster. Clients must never reach them: "
+    "the router alone keeps tasks apart and prompts away from the decode module."
+)
+# What the models that no client may ask for are called on their workers.
+DECODE_NAME = "decode"
+BASE_NAME = "no-task"
+SERVED_BOUNDARY = "n-1"
+ROUTER_PORT = 8000
+SIDE_CHANNEL_PORT = 5600
+CPU_BLOCK_TOKENS = 128
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes no others
+TASK_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
+PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One vLLM server: `python -m SERVER_MODULE *arguments`, started in `folder` of the bundle.
+
+    Every one has the literal `--model ./`: NIXL's compatibility hash contains the model's path, so
+    that P and D agree and the check stays on. `arguments` lack host and port. `tasks` are the
+    models that a prefill worker answers to; a decode worker serves them all as `DECODE_NAME`.
+    """
+
+    name: str
+    role: Role
+    tasks: tuple[str, ...]
+    folder: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """Everything to start. No two side channels share a port: one host can hold all workers."""
+
+    accelerator: Accelerator
+    workers: tuple[WorkerSpec, ...]
+    router_host: str = "127.0.0.1"
+    router_port: int = ROUTER_PORT
+    note: str = NOTE
+    schema: int = SCHEMA
+
+    def of(self, role: Role) -> tuple[WorkerSpec, ...]:
+        """The workers of one role."""
+        return tuple(worker for worker in self.workers if worker.role == role)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return value
+
+
+def launch_spec(manifest: Manifest, accelerator: Accelerator) -> LaunchSpec:
+    """The workers of a bundle: one for all LoRA tasks, one for each full P, one for D.
+
+    Raises:
+        IncompatibleError: vLLM could not serve it; names every reason.
+    """
+    problems = list(_problems(manifest))
+    if problems:
+        raise IncompatibleError(
+            f"bundle {manifest.name} cannot be served:\n{bullet_list(problems, at_most=40)}"
+        )
+    workers = tuple(
+        WorkerSpec(
+            name=model.worker,
+            role=model.role,
+            tasks=model.tasks,
+            folder=model.folder,
+            arguments=(*_arguments(manifest, accelerator, model), *model.arguments),
+            environment=_environment(manifest, accelerator, SIDE_CHANNEL_PORT + index),
+        )
+        for index, model in enumerate(_models(manifest))
+    )
+    return LaunchSpec(accelerator, workers)
+
+
+def read_launch_spec(path: Path) -> LaunchSpec:
+    """Read what `LaunchSpec.summary` gave.
+
+    Raises:
+        IncompatibleError: missing, unreadable, of an unknown schema or with unknown fields.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["schema"] != SCHEMA:
+            found = value["schema"]
+            raise IncompatibleError(f"{path} has schema {found}; this qsun reads schema {SCHEMA}")
+        workers = tuple(
+            WorkerSpec(**worker | {key: tuple(worker[key]) for key in ("tasks", "arguments")})
+            for worker in value.pop("workers")
+        )
+        return LaunchSpec(workers=workers, **value)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise IncompatibleError(f"{path} is not a launch spec: {error!r}") from error
+
+
+def worker_label(task: str) -> str:
+    """A task's name as a host name takes it: lower case, no dots or underscores."""
+    return re.sub(r"[._]", "-", task.lower())
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint that gets a worker; `arguments` are its own alone."""
+
+    worker: str
+    role: Role
+    tasks: tuple[str, ...]
+    folder: str
+    served_name: str
+    arguments: tuple[str, ...] = ()
+
+
+def _models(manifest: Manifest) -> Iterator[_Model]:
+    base, adapters = manifest.base_path, [one for one in manifest.prefill if one.module == "lora"]
+    if base is not None and adapters:
+        tasks = tuple(module.task for module in adapters)
+        arguments = _lora_arguments(base, adapters)
+        yield _Model("prefill", "prefill", tasks, base, BASE_NAME, arguments)
+    for module in manifest.prefill:
+        if module.module == "full":
+            worker = f"prefill-{worker_label(module.task)}"
+            yield _Model(worker, "prefill", (module.task,), module.path, module.task)
+    tasks = tuple(module.task for module in manifest.prefill)
+    yield _Model("decode", "decode", tasks, manifest.decode_path, DECODE_NAME)
+
+
+def _arguments(manifest: Manifest, accelerator: Accelerator, model: _Model) -> Iterator[str]:
+    yield from ("--model", "./", "--served-model-name", model.served_name)
+    yield from ("--tokenizer", posixpath.relpath(manifest.tokenizer_path, model.folder))
+    yield from ("--max-model-len", str(manifest.max_tokens))
+    yield from ("--dtype", str(manifest.kv_layout["dtype"]))
+    yield from ("--kv-cache-dtype", manifest.kv_cache_dtype)
+    yield from ("--kv-transfer-config", json.dumps(_kv_transfer(accelerator)))
+    # A prompt may hold an earlier response. D has that one's keys and values in its own cache, but
+    # a prompt's have to come from P.
+    yield f"--{'no-' if model.role == 'decode' else ''}enable-prefix-caching"
+    yield from ("--seed", "0", "--no-trust-remote-code", "--no-enable-log-requests")
+    if accelerator == "cpu":
+        yield from ("--block-size", str(CPU_BLOCK_TOKENS), "--enforce-eager")
+
+
+def _kv_transfer(accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_both",
+        "kv_buffer_device": "cpu" if accelerator == "cpu" else "cuda",
+        # The other policy lets D compute the prompt: the wrong model, with status 200.
+        "kv_load_failure_policy": "fail",
+        "kv_connector_extra_config": {"enforce_handshake_compat": True},
+    }
+
+
+def _lora_arguments(folder: str, adapters: Sequence[PrefillModule]) -> tuple[str, ...]:
+    rank = max(module.rank or 0 for module in adapters)
+    return (
+        "--enable-lora",
+        *("--max-lora-rank", str(next(allowed for allowed in LORA_RANKS if allowed >= rank))),
+        *("--max-loras", str(len(adapters)), "--lora-modules"),
+        *(f"{module.task}={posixpath.relpath(module.path, folder)}" for module in adapters),
+    )
+
+
+def _environment(manifest: Manifest, accelerator: Accelerator, side_channel: int) -> dict[str, str]:
+    found = COMMON_ENVIRONMENT | {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_channel),
+    }
+    if accelerator == "gpu":
+        del found["TORCHDYNAMO_DISABLE"]
+        return found | {"UCX_TLS": "all"}
+    found |= CPU_ENVIRONMENT
+    found["UCX_TLS"] = "tcp,sm,self,cma"
+    found["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib(manifest))
+    # Bound to cores, several workers of one host would all take the same ones.
+    found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return found
+
+
+def _cpu_cache_gib(manifest: Manifest) -> int:
+    """Whole GiB that hold the longest request; with less, vLLM does not start."""
+    layout = manifest.kv_layout
+    per_token = 2 * layout["layers"] * layout["kv_heads"] * layout["head_dim"]
+    return 1 + int(manifest.max_tokens * per_token * DTYPE_BYTES[layout["dtype"]] // GIB)
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    if not manifest.prefill:
+        yield "it has no prefill module"
+    if manifest.boundary != SERVED_BOUNDARY:
+        yield f"boundary {manifest.boundary}: vLLM serves {SERVED_BOUNDARY} alone"
+    if manifest.base_path is None and any(one.module == "lora" for one in manifest.prefill):
+        yield "its LoRA modules need the base checkpoint, which it lacks"
+    labels = Counter(worker_label(module.task) for module in manifest.prefill)
+    for module in manifest.prefill:
+        yield from (f"task {module.task}: {problem}" for problem in _module_problems(module))
+        if labels[worker_label(module.task)] > 1:
+            yield f"task {module.task}: another task has that name, but for case, dots or `_`"
+    paths = [manifest.base_path, manifest.decode_path, manifest.tokenizer_path]
+    for path in (*paths, *(module.path for module in manifest.prefill)):
+        if path is not None and not all(map(PATH_PART.fullmatch, path.split("/"))):
+            yield f"path {path}: not a plain relative path inside the bundle"
+
+
+def _module_problems(module: PrefillModule) -> Iterator[str]:
+    if not TASK_NAME.fullmatch(module.task):
+        yield "a name has at most 48 letters, digits, dots, `_` or `-`, no sign first or last"
+    if module.task in (DECODE_NAME, BASE_NAME):
+        yield "that name is kept for a model that is no task"
+    if module.module not in ("full", "lora"):
+        yield f"module {module.module}, but full and lora are served"
+    if module.boundary != SERVED_BOUNDARY:
+        yield f"tuned for boundary {module.boundary}; vLLM serves {SERVED_BOUNDARY} alone"
+    if module.module == "lora" and not 0 < (module.rank or 0) <= LORA_RANKS[-1]:
+        yield f"LoRA rank {module.rank}: vLLM takes 1 to {LORA_RANKS[-1]}"

@@ -1,0 +1,43 @@
+"""The workers of a launch spec, started on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qsun.launch_spec import LaunchSpec, WorkerSpec
+from qsun.vllm_server import ServerCommand, VllmServer, free_ports, serve_all
+
+MODEL_NAME = "--served-model-name"
+SIDE_CHANNEL_PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
+
+
+@contextmanager
+def running_workers(
+    folder: Path, spec: LaunchSpec, python: Path, start_timeout_s: int
+) -> Iterator[dict[str, VllmServer]]:
+    """Start every worker of the bundle in `folder`, all at once; the ready servers by name.
+
+    Arguments and environment are the spec's, but for the side channels' ports: those are free
+    ones, so that workers of the same bundle that are serving here already do not stand in the way.
+
+    Raises:
+        ServingEnvironmentError: one ended, or was not ready in time; says vLLM's own reason.
+    """
+    commands = [
+        _command(folder, worker, port)
+        for worker, port in zip(spec.workers, free_ports(len(spec.workers)), strict=True)
+    ]
+    with serve_all(python, commands, start_timeout_s) as servers:
+        yield dict(zip((worker.name for worker in spec.workers), servers, strict=True))
+
+
+def _command(folder: Path, worker: WorkerSpec, side_channel_port: int) -> ServerCommand:
+    return ServerCommand(
+        name=f"worker {worker.name}",
+        model=worker.arguments[worker.arguments.index(MODEL_NAME) + 1],
+        folder=folder / worker.folder,
+        arguments=worker.arguments,
+        environment=worker.environment | {SIDE_CHANNEL_PORT: str(side_channel_port)},
+    )
