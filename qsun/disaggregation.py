@@ -43,7 +43,8 @@ class Answer:
 class Asked:
     """What is asked: a prompt, as many tokens of answer, and whose cache may be shared.
 
-    `salt` keeps caches apart: one per task and module version, set by the server's side alone.
+    `salt` keeps caches apart: one per task and module version, set by the server's side alone. At
+    most 128 characters; vLLM 0.32 refuses `@`, `/`, a backslash and NUL in it.
     An answer goes on past its end-of-turn token: it always has `new_tokens` tokens.
     """
 

@@ -89,12 +89,12 @@ class VllmServer:
             raise ServingEnvironmentError(
                 f"{self.name} did not answer {path}: {error!r}\n{_reason(self.log)}"
             ) from error
-        if not answer.is_success:
-            raise ServingEnvironmentError(
-                f"{self.name} answered {path} with status {answer.status_code}: "
-                f"{answer.text[:300]}\n{_reason(self.log)}"
-            )
-        return answer
+        if answer.is_success:
+            return answer
+        said = f"{self.name} answered {path} with status {answer.status_code}: {answer.text[:300]}"
+        # A request that was refused is told why in full; what broke stands in the log.
+        log = f"\n{_reason(self.log)}" if answer.is_server_error else ""
+        raise ServingEnvironmentError(said + log)
 
 
 @contextmanager

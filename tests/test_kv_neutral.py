@@ -22,9 +22,9 @@ from qsun.quantize.awq import (
     apply_awq,
     weight_arguments,
 )
-from qsun.rounding import round_to_nearest
 from qsun.quantize.mappings import KvNeutralityError, assert_kv_neutral
 from qsun.quantize.plan import Plan, make_plan
+from qsun.rounding import round_to_nearest
 from qsun.skeleton import skeleton
 from tests.builders import problems, tiny_model, tiny_tokenizer
 

@@ -21,6 +21,7 @@ from qsun.errors import ConfigError, DataError
 from qsun.files import digest_folder, publish_folder, write_json
 from qsun.jobs.prepare_export import TUNING, Chosen, PreparedExport
 from qsun.kv_layout import kv_layout
+from qsun.launch_spec import launch_spec
 from qsun.models import (
     ModelSource,
     checkpoint_folder,
@@ -36,7 +37,11 @@ from qsun.references import Reference, read_references, write_references
 from qsun.skeleton import skeleton
 
 BASE, DECODE, TOKENIZER = "base", "decode", "tokenizer"
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab*", "merges*")
+# vLLM wants a config.json beside a tokenizer, or logs errors while it looks for one.
+TOKENIZER_FILES = (
+    *("config.json", "tokenizer*", "special_tokens_map.json"),
+    *("chat_template*", "vocab*", "merges*"),
+)
 QUANTIZATION = "records/quantization.json"
 LEFT_OUT = shutil.ignore_patterns("logs", "checkpoint-*", "records")
 
@@ -60,9 +65,11 @@ def run_export(prepared: PreparedExport) -> dict[str, Any]:
         modules = [_write_prefill(prepared, one, scratch) for one in prepared.chosen]
         for one in prepared.chosen:
             _write_references(prepared, one, scratch)
-        announce("measuring each module through the hand-off")
-        modules = _measured(modules, opened, dtype, scratch)
         manifest = _manifest(prepared, opened, scratch, tuple(modules), BASE if adapters else None)
+        launch_spec(manifest, "cpu")  # refuses what vLLM could not serve
+        announce("measuring each module through the hand-off")
+        measured = tuple(_measured(modules, opened, dtype, scratch))
+        manifest = replace(manifest, prefill=measured)
         _publish_last(prepared, manifest, scratch)
     return asdict(manifest)
 
@@ -162,8 +169,7 @@ def _manifest(
     base_path: str | None,
 ) -> Manifest:
     config = read_config_file(scratch / DECODE / "config.json")
-    scheme = scheme_of(config)
-    layout = kv_layout(config)
+    scheme, layout = scheme_of(config), kv_layout(config)
     digests = fingerprint(prepared.source, base) | fingerprint(ModelSource(folder=base), base)
     return Manifest(
         name=prepared.run.name,
@@ -174,7 +180,7 @@ def _manifest(
         },
         base_path=base_path,
         decode_path=DECODE,
-        decode_scheme="full precision" if scheme is None else str(scheme),
+        decode_scheme=layout.dtype if scheme is None else str(scheme),
         tokenizer_path=TOKENIZER,
         boundary=modules[0].boundary,
         kv_layout=json.loads(json.dumps(asdict(layout))),
@@ -202,7 +208,12 @@ def _publish_last(prepared: PreparedExport, manifest: Manifest, scratch: Path) -
     records = sorted(
         path.relative_to(scratch).as_posix() for path in scratch.rglob("records/*.json")
     )
-    described = replace(manifest, records=tuple(records), created=record.created)
+    described = replace(
+        manifest,
+        records=tuple(records),
+        created=record.created,
+        files=digest_folder(scratch),
+    )
     write_serving_files(scratch, described)
     write_model_card(scratch, described, prepared.settings.licence)
     write_manifest(scratch, replace(described, files=digest_folder(scratch)))

@@ -108,7 +108,7 @@ def ask_workers(
                 task=task,
                 prefill=_worker(spec, workers, "prefill", task),
                 decode=_worker(spec, workers, "decode", task),
-                salt=f"{bundle.digest}/{task}/{run}",
+                salt=f"{task}.{bundle.digest[:16]}.{run}",
             ),
             asked,
             settings.new_tokens,

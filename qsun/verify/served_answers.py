@@ -69,7 +69,7 @@ def ask_pair(
     """
     found = []
     for prompt in track(prompts, f"served {pair.task}", len(prompts)):
-        salt = f"{pair.salt}/{len(prompt)}"
+        salt = f"{pair.salt}.{len(prompt)}"
         served = _ask(pair, Asked(tuple(prompt), new_tokens, salt), next_turn=False)
         found.append(served)
         if len(prompt) == next_turn_of and served.handed is not None:
@@ -84,7 +84,7 @@ def _ask(pair: Pair, asked: Asked, next_turn: bool) -> Served:
         handed = hand_off(pair.prefill, pair.decode, pair.task, asked, LIKELIEST)
         counts = counts_since(pair.decode, before, len(asked.prompt))
         # Other salts: neither module alone may find what the hand-off left in a cache.
-        apart = Asked(asked.prompt, asked.new_tokens, f"{asked.salt}/alone")
+        apart = Asked(asked.prompt, asked.new_tokens, f"{asked.salt}.alone")
         return Served(
             prompt=asked.prompt,
             next_turn=next_turn,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +71,11 @@ def check_names(task: str) -> list[str]:
 
 def _hand_off(judged: Judged) -> Check:
     """Every prompt came over, whole, by one transfer."""
-    wrong = [
-        f"{one.label}: {problem}"
+    wrong = _grouped(
+        (problem, one)
         for one in judged.served
         for problem in _transfer_problems(one, judged.bytes_per_token)
-    ]
+    )
     lengths = ", ".join(one.label for one in judged.served)
     return _check(
         f"served.hand_off.{judged.task}",
@@ -85,6 +85,14 @@ def _hand_off(judged: Judged) -> Check:
         LOOK_AT_WORKERS,
         {"prompts": [one.summary() for one in judged.served]},
     )
+
+
+def _grouped(problems: Iterable[tuple[str, Served]]) -> list[str]:
+    """Each problem once, with the prompts that have it."""
+    prompts: dict[str, list[str]] = {}
+    for problem, served in problems:
+        prompts.setdefault(problem, []).append(served.label)
+    return [f"{', '.join(labels)}: {problem}" for problem, labels in prompts.items()]
 
 
 def _transfer_problems(served: Served, bytes_per_token: int) -> Iterator[str]:
@@ -106,7 +114,7 @@ def _transfer_problems(served: Served, bytes_per_token: int) -> Iterator[str]:
 def _one_prompt_token(judged: Judged) -> Check:
     """All but the last prompt token came from P: nothing was computed by D, or cached by it."""
     asked = [one for one in judged.served if one.counts is not None]
-    wrong = [f"{one.label}: {problem}" for one in asked for problem in _source_problems(one)]
+    wrong = _grouped((problem, one) for one in asked for problem in _source_problems(one))
     return _check(
         f"served.one_prompt_token.{judged.task}",
         "where the decode worker had each prompt's tokens from, by its own count",
@@ -122,11 +130,12 @@ def _source_problems(served: Served) -> Iterator[str]:
     assert counts is not None
     # vLLM 0.32 counts the last token as transferred; one that counted what it computes says 1.
     if counts.computed > 1:
-        yield f"the decode worker computed {counts.computed}"
+        whole = counts.computed == length
+        yield f"the decode worker computed {'all of it' if whole else counts.computed}"
     if counts.cached:
         yield f"{counts.cached} came from the decode worker's own cache"
     if counts.transferred < length - 1:
-        yield f"{counts.transferred} came over"
+        yield f"{counts.transferred or 'nothing'} came over"
     if counts.prompt_tokens != length:
         yield f"{counts.prompt_tokens} were counted: is anybody else using this worker?"
 

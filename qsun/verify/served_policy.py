@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from qsun.launch_spec import LaunchSpec, WorkerSpec
 from qsun.verdict import Check, Outcome
@@ -36,7 +37,7 @@ def _problems(worker: WorkerSpec) -> Iterator[str]:
         return
     if config.get("kv_role") not in ROLES[worker.role]:
         yield f"kv_role {config.get('kv_role')} is not for a {worker.role} worker"
-    # vLLM's default is `fail` since 0.13 and was `recompute` before: it has to be said.
+    # Not every version of vLLM has this as its default: it has to be said.
     if config.get("kv_load_failure_policy") != "fail":
         yield f"kv_load_failure_policy {config.get('kv_load_failure_policy')}, not fail"
     extra = config.get("kv_connector_extra_config") or {}
@@ -46,7 +47,7 @@ def _problems(worker: WorkerSpec) -> Iterator[str]:
         yield "--no-enable-prefix-caching is missing: its own cached responses become prompts"
 
 
-def _transfer_config(worker: WorkerSpec) -> dict[str, object]:
+def _transfer_config(worker: WorkerSpec) -> dict[str, Any]:
     try:
         value = json.loads(value_of(worker, "--kv-transfer-config") or "{}")
     except ValueError:
