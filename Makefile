@@ -38,6 +38,9 @@ demo: setup
 	rm -rf exports/smollm2-135m-w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml
 	$(BIN)/qsun inspect exports/smollm2-135m-w4
+	rm -rf exports/smollm2-135m-bundle
+	$(BIN)/qsun export configs/smollm2-135m-bundle.yaml --out exports/smollm2-135m-bundle
+	$(BIN)/qsun verify exports/smollm2-135m-bundle
 
 test: setup
 	$(BIN)/python -m pytest
@@ -73,6 +76,10 @@ records: setup
 	  cp exports/records/$$name/records/quantization.json \
 	    docs/records/smollm2-135m-$$name.json || exit 1; \
 	done
+	$(BIN)/qsun export configs/smollm2-135m-bundle.yaml --out exports/records/bundle \
+	  --set export.decode=../exports/records/w4
+	$(BIN)/python -m tests.length_drift_curve exports/records/bundle \
+	  docs/records/length-drift.json exports/records/w4 exports/records/w3
 	$(BIN)/python docs/readme_table.py
 
 # New pins from pyproject.toml and requirements/serving.in.

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import drift_table
 import speed_table
 import systems_table
 
@@ -87,6 +88,7 @@ def rendered(readme: str) -> str:
         "readme_table": table(),
         "systems_table": systems_table.table(),
         "speed_table": speed_table.table(),
+        "drift_table": drift_table.table(),
     }
     for name, text in tables.items():
         readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)

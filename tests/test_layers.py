@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "tune", "quantize", "verify")
+STAGES = ("calibrate", "tune", "quantize", "export", "verify")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
     ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
-        *("handoff", "generation", "prefill_module"),
+        *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
+        *("bundle", "verdict", "launch_spec", "hub", "workers", "worker_counts", "disaggregation"),
     ),
     STAGES,
     ("jobs",),

@@ -88,7 +88,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def heads(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    return weight.unflatten(0, (-1, head_dim))
+    return weight.reshape(-1, head_dim, weight.shape[1])
 
 
 def swap_kv_heads(weights: Weights, layer: str, head_dim: int, groups: int) -> None:
@@ -97,11 +97,11 @@ def swap_kv_heads(weights: Weights, layer: str, head_dim: int, groups: int) -> N
         key = f"{layer}.{name}.weight"
         weights[key] = heads(weights[key], head_dim).flip(0).flatten(0, 1).contiguous()
     key = f"{layer}.q_proj.weight"
-    by_group = heads(weights[key], head_dim).unflatten(0, (-1, groups))
-    weights[key] = by_group.flip(0).flatten(0, 2).contiguous()
+    by_group = weights[key].reshape(-1, groups * head_dim, weights[key].shape[1])
+    weights[key] = by_group.flip(0).flatten(0, 1).contiguous()
     key = f"{layer}.o_proj.weight"
-    by_group = weights[key].T.unflatten(0, (-1, groups, head_dim))
-    weights[key] = by_group.flip(0).flatten(0, 2).T.contiguous()
+    by_group = weights[key].T.reshape(-1, groups * head_dim, weights[key].shape[0])
+    weights[key] = by_group.flip(0).flatten(0, 1).T.contiguous()
 
 
 def rescale_values(weights: Weights, layer: str, head_dim: int, groups: int) -> None:

@@ -140,10 +140,10 @@ def _served(request: Request) -> list[Check]:
         remedy = "Export the modules as a bundle."
         return [Check("served", Outcome.UNCHECKED, "the served level", message, remedy)]
     from qsun.environments import find_serving_environment
-    from qsun.verify.served import ServedCheckConfig, served_checks
+    from qsun.verify.served import served_checks
 
     serving = find_serving_environment(None)
-    return served_checks(request.bundle, serving, ServedCheckConfig())
+    return served_checks(request.bundle, serving)
 
 
 def write_verdict(

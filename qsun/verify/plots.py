@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,7 @@ def _length(axes: Any, values: dict[str, Any], task: str) -> None:
     for system, label in SYSTEMS.items():
         curve = values[system]
         if curve is not None:
-            middles = [
-                (start + end) / 2
-                for start, end in zip(curve["edges"], curve["edges"][1:], strict=False)
-            ]
+            middles = [(start + end) / 2 for start, end in pairwise(curve["edges"])]
             axes.plot(middles, curve["kl"], STYLES[system], marker=".", label=label)
     axes.set_xlabel("position in the output, tokens")
     axes.set_ylabel("KL from the base model, nats")
