@@ -32,6 +32,7 @@ class PrefillModule:
     `system` is what it was tuned as (`sun`, `qsun`, `full-ft`), None without a tuning record.
     `reference_loss` is its mean loss (nats a token) on `verification/TASK.jsonl`, through the
     hand-off to the full-precision decode module; `base_loss` that of the base model alone.
+    `licences` are those of the data it was trained on, by source.
     """
 
     task: str
@@ -42,6 +43,7 @@ class PrefillModule:
     rank: int | None = None
     reference_loss: float | None = None
     base_loss: float | None = None
+    licences: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

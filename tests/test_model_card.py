@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,12 @@ def test_without_tests_there_is_no_table(tmp_path: Path) -> None:
     assert "| test |" not in found
 
 
-def test_licences_of_the_data_are_those_in_the_record(tmp_path: Path) -> None:
+def test_licences_of_the_data_are_those_of_the_manifest(tmp_path: Path) -> None:
     add(tmp_path, TUNING, "records/tuning-math.json")
-    assert "Licences of its task data: none in its record." in card(tmp_path, prefill=MATH)
-    sources = [
-        {"name": "calls", "dataset": "org/calls", "licence": "CC-BY-4.0"},
-        {"name": "own", "kind": "jsonl", "licence": "MIT"},
-    ]
-    add(tmp_path, TUNING, "records/tuning-math.json", {"sources": sources})
-    assert "org/calls (CC-BY-4.0), own (MIT)." in card(tmp_path, prefill=MATH)
+    assert "Licences of its task data: none in its definition." in card(tmp_path, prefill=MATH)
+    licences = {"org/calls": "CC-BY-4.0", "own": "MIT"}
+    licensed = tuple(replace(module, licences=licences) for module in MATH)
+    assert "org/calls (CC-BY-4.0), own (MIT)." in card(tmp_path, prefill=licensed)
 
 
 def test_perplexity_is_the_record_s(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def task_section(
     yield ""
     yield "; ".join(f"`{name}`: {SYSTEMS[name]}" for name in named) + "."
     yield ""
-    yield _licences(record)
+    yield _licences(module)
 
 
 def _scores(result: Mapping[str, Any]) -> Iterator[str]:
@@ -74,22 +74,8 @@ def _overlap(overlaps: Mapping[str, Any], test: str) -> str:
     return f"{found['shared']}, by {found['n']} words in a row"
 
 
-def _licences(record: Record) -> str:
-    stated = dict(_stated_licences([record.config, record.result]))
-    if not stated:
-        return "Licences of its task data: none in its record."
-    named = ", ".join(f"{origin} ({licence})" for origin, licence in stated.items())
-    return f"Licences of its task data, as its record has them: {named}."
-
-
-def _stated_licences(value: Any) -> Iterator[tuple[str, str]]:
-    """Every `licence` anywhere below `value`, with the name of what it is the licence of."""
-    if isinstance(value, Mapping):
-        if value.get("licence"):
-            names = (value.get(key) for key in ("dataset", "package", "name"))
-            yield next((str(name) for name in names if name), "unnamed"), str(value["licence"])
-        for entry in value.values():
-            yield from _stated_licences(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _stated_licences(entry)
+def _licences(module: PrefillModule) -> str:
+    if not module.licences:
+        return "Licences of its task data: none in its definition."
+    named = ", ".join(f"{source} ({licence})" for source, licence in module.licences.items())
+    return f"Licences of its task data: {named}."

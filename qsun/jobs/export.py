@@ -121,6 +121,9 @@ def _write_prefill(prepared: PreparedExport, one: Chosen, scratch: Path) -> Pref
         system=None if one.record is None else str(one.record["system"]),
         boundary=one.boundary,
         rank=None if one.adapter is None else int(one.adapter["r"]),
+        licences={
+            source.name: source.licence for source in one.task.train if source.licence is not None
+        },
     )
 
 
