@@ -39,3 +39,14 @@ def tiny_module(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     assert outcome.exit_code == 0, outcome.stderr
     return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def smollm2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a checkpoint folder; tests only read it."""
+    from qsun.gguf_file import convert_gguf
+    from tests.reference import smollm2_file
+
+    folder = tmp_path_factory.mktemp("smollm2-base")
+    convert_gguf(smollm2_file(), folder, "bfloat16")
+    return folder

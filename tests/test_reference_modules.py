@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from qsun.chats import encode_prompts
-from qsun.gguf_file import convert_gguf
 from qsun.handoff import log_likelihood
 from qsun.models import load_model, load_tokenizer
 from qsun.prefill_module import load_prefill
 from qsun.tasks.definition import load_task
 from qsun.tasks.examples import read_tests
 from qsun.tune.batches import batch_of, encode_examples
-from tests.reference import smollm2_file
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "exports" / "reference"
@@ -28,13 +26,6 @@ def test_a_module_is_small_and_has_its_record(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 10 * MEGABYTE
     assert folder / "records" / "tuning.json" in files
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    convert_gguf(smollm2_file(), folder, "bfloat16")
-    return folder
 
 
 def losses(
@@ -58,13 +49,13 @@ def losses(
     return found
 
 
-def test_suns_math_prefill_reads_through_the_base_decoder(base: Path) -> None:
-    sun, naive, alone = losses(base, "math", "seen", 24, ("math", "math-full-ft", None))
+def test_suns_math_prefill_reads_through_the_base_decoder(smollm2_base: Path) -> None:
+    sun, naive, alone = losses(smollm2_base, "math", "seen", 24, ("math", "math-full-ft", None))
     assert sun < 0.25 * naive
     assert naive < alone
 
 
-def test_suns_tools_prefill_reads_through_the_base_decoder(base: Path) -> None:
-    sun, other, alone = losses(base, "tools", "simple", 6, ("tools", "math", None))
+def test_suns_tools_prefill_reads_through_the_base_decoder(smollm2_base: Path) -> None:
+    sun, other, alone = losses(smollm2_base, "tools", "simple", 6, ("tools", "math", None))
     assert sun < 0.25 * alone
     assert sun < 0.25 * other

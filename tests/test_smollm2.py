@@ -16,11 +16,10 @@ from qsun.config import LoadCheckConfig, load_config
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
 from qsun.environments import find_serving_environment
 from qsun.errors import LoadCheckError
-from qsun.gguf_file import convert_gguf
 from qsun.inspection import inspect
 from qsun.jobs.prepare import prepare
 from qsun.jobs.quantize import run_quantize
-from qsun.models import load_tokenizer, locate
+from qsun.models import load_tokenizer
 from qsun.quantize.write import check_written
 from qsun.records import read_record
 from qsun.verify.load_check import Reference, check_load, make_reference, require_pass
@@ -46,7 +45,7 @@ class Quantized:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped config and texts, smaller text sets beside them, and the base as a folder."""
     folder = tmp_path_factory.mktemp("smollm2")
     for name in ("configs", "calib"):
@@ -59,11 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shorter = text.replace(f"samples: {samples[0]}", f"samples: {samples[1]}")
         assert shorter != text
         (folder / "configs" / f"{quick}.yaml").write_text(shorter, encoding="utf-8")
-    (folder / "base").mkdir()
-    package = load_config(CONFIG).base.model
-    gguf = locate(package, None, folder).gguf
-    assert gguf is not None
-    convert_gguf(gguf, folder / "base", "bfloat16")
+    shutil.copytree(smollm2_base, folder / "base")
     return folder
 
 

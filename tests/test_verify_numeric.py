@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from qsun.bundle import Manifest, PrefillModule, read_bundle
 from qsun.config import VerifyConfig
-from qsun.gguf_file import convert_gguf
 from qsun.models import load_model
 from qsun.references import Reference, write_references
 from qsun.verdict import Check, Outcome
@@ -23,7 +22,6 @@ from qsun.verify.plots import write_plots
 from qsun.verify.subject import Subject
 from tests.builders import tiny_model
 from tests.bundles import SHAPES, Format, Module, Shape, build_bundle, write_decode
-from tests.reference import smollm2_file
 
 ROOT = Path(__file__).parent.parent
 SHORT = VerifyConfig(drift_tokens=256)
@@ -175,13 +173,6 @@ def test_a_dead_group_is_caught(bundle: Path, tmp_path: Path, scale: float) -> N
     assert "model.layers.0.mlp.up_proj: 1 of" in check.message
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    convert_gguf(smollm2_file(), folder, "bfloat16")
-    return folder
-
-
 def math_checks(base: Path, module: Path, reference_loss: float, folder: Path) -> Check:
     """The check of `module` as math's, with the full-precision decoder."""
     from qsun.models import load_tokenizer
@@ -207,24 +198,24 @@ def math_checks(base: Path, module: Path, reference_loss: float, folder: Path) -
     return found["numeric.prefill.math"]
 
 
-def test_a_tasks_module_is_told_from_anothers(smollm2: Path, tmp_path: Path) -> None:
+def test_a_tasks_module_is_told_from_anothers(smollm2_base: Path, tmp_path: Path) -> None:
     reference = ROOT / "exports" / "reference"
-    own = math_checks(smollm2, reference / "math", 0.1, tmp_path)
+    own = math_checks(smollm2_base, reference / "math", 0.1, tmp_path)
     assert own.values is not None
     loss = own.values["loss"]
     assert loss < 0.1 * own.values["base_loss"]
-    assert math_checks(smollm2, reference / "math", loss, tmp_path).outcome is Outcome.PASSED
+    assert math_checks(smollm2_base, reference / "math", loss, tmp_path).outcome is Outcome.PASSED
     for other in ("tools", "math-full-ft"):
-        check = math_checks(smollm2, reference / other, loss, tmp_path)
+        check = math_checks(smollm2_base, reference / other, loss, tmp_path)
         assert check.outcome is Outcome.FAILED
         assert "when it was exported" in check.message
 
 
-def test_a_module_that_helps_nothing_is_caught(smollm2: Path, tmp_path: Path) -> None:
+def test_a_module_that_helps_nothing_is_caught(smollm2_base: Path, tmp_path: Path) -> None:
     """The base model under a task's name, with the loss that it really has."""
     loss = 1.0
     for _ in range(2):
-        check = math_checks(smollm2, smollm2, loss, tmp_path)
+        check = math_checks(smollm2_base, smollm2_base, loss, tmp_path)
         assert check.values is not None
         loss = check.values["loss"]
     assert check.outcome is Outcome.FAILED
