@@ -2,9 +2,9 @@
 
     python -m tests.gpu.compare_systems CONFIG STATE [--minutes 9] [--gpus 0] [--jobs 5]
 
-Each system's learning rate is chosen among three with one seed, by the loss on validation rows and
-with a part of the budget; then three other seeds train with the whole of it. Several trainings
-share a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
+Each system's learning rate is chosen among three or four with one seed, on validation rows: by the
+share of right answers where it was taken, else by the loss after a part of the budget. Three other
+seeds train with the whole of it. Several trainings share a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
 STATE/records are done, interrupted ones go on from their checkpoint; `--minutes 0` only sums up.
 STATE/comparison.json is the record, and STATE/modules holds the modules of the first seed.
 """
@@ -68,13 +68,15 @@ Amount = tuple[int | None, int]
 class Budget:
     """Samples (None: all) and epochs while choosing and in the end; groups, rates and seeds.
 
-    `tried` are further trainings with the first seed: a group, its samples and epochs.
+    `choosing_settings` are added while choosing. `tried` are further trainings with the first seed:
+    a group, its samples and epochs.
     """
 
     choosing: Amount
     final: Amount
     groups: tuple[str, ...]
     settings: dict[str, Any]
+    choosing_settings: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     rates: Rates = field(default_factory=dict)
     tried: tuple[tuple[str, Amount], ...] = ()
@@ -84,20 +86,18 @@ SYSTEMS = ("full-ft", "sun", "sun-lora")
 BUDGETS = {
     "math": Budget(
         choosing=(16_000, 1),
-        final=(32_000, 1),
-        groups=(*SYSTEMS, "sun-lora-r8"),
+        final=(None, 2),
+        groups=("sun", "sun-lora", "full-ft", "sun-lora-r8", "full-ft-lora-r8"),
         settings={"tune.batch_size": 64, "tune.micro_batch_size": 64},
         tried=(
-            ("sun-lora-r8", (64_000, 1)),
-            ("full-ft-lora-r8", (64_000, 1)),
-            *((group, (64_000, 1)) for group in SYSTEMS),
             ("sun-boundary-n", (32_000, 1)),
             ("sun-mix", (32_000, 1)),
-            ("sun", (32_000, 2)),
+            *((group, (32_000, 1)) for group in SYSTEMS),
+            *((group, (64_000, 1)) for group in SYSTEMS),
         ),
     ),
     "tools": Budget(
-        choosing=(None, 2),
+        choosing=(None, 4),
         final=(None, 4),
         groups=(*SYSTEMS, "sun-lora-r8"),
         settings={
@@ -105,7 +105,8 @@ BUDGETS = {
             "tune.micro_batch_size": 16,
             "tune.generation_batch_size": 300,
         },
-        rates={"sun": (2e-4, 5e-4, 1e-3), "sun-lora": (5e-4, 1e-3, 2e-3)},
+        choosing_settings={"tune.evaluations": 1},
+        rates={"sun": (2e-4, 5e-4, 1e-3, 2e-3), "sun-lora": (5e-4, 1e-3, 2e-3)},
     ),
     "code": Budget(
         choosing=(None, 1),
@@ -217,7 +218,10 @@ class State:
 
 
 def goodness(result: dict[str, Any]) -> float:
-    """What a learning rate is chosen by: little loss on the validation rows."""
+    """What a learning rate is chosen by, on the validation rows: right answers, or little loss."""
+    for evaluation in reversed(result.get("evaluations", [])):
+        if "eval_accuracy" in evaluation:
+            return float(evaluation["eval_accuracy"])
     return -float(result["validation_loss"][result["system"]])
 
 
@@ -226,11 +230,12 @@ def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
     later, tried = [], []
     for task in tasks:
         budget = BUDGETS[task]
+        settings = budget.settings | budget.choosing_settings
         chosen = {}
         for group in dict.fromkeys((*budget.groups, *(group for group, _ in budget.tried))):
             rates = budget.rates.get(group, GROUPS[group].rates)
             choosing = [
-                Training(task, group, rate, CHOOSING_SEED, *budget.choosing, budget.settings)
+                Training(task, group, rate, CHOOSING_SEED, *budget.choosing, settings)
                 for rate in rates
             ]
             if len(rates) > 1:
@@ -253,7 +258,7 @@ def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
                 tried.append(
                     Training(task, group, chosen[group], SEEDS[0], *amount, budget.settings)
                 )
-    yield from later
+    yield from sorted(later, key=lambda training: training.seed)
     yield from tried
 
 
@@ -320,6 +325,7 @@ def comparison(state: State) -> dict[str, dict[str, Any]]:
             "epochs": record.config["tune"]["epochs"],
             "training": result["training"],
             "validation_loss": result["validation_loss"],
+            "evaluations": result["evaluations"],
             "tests": result["tests"],
             "command": record.command,
             "created": record.created,
