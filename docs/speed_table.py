@@ -8,7 +8,7 @@ from qsun.records import read_record
 
 RECORD = Path(__file__).parent / "records" / "tuning-speed.json"
 PLAIN = "plain loop, batch 32"
-PROBE_ROWS = 12_000
+WITH_GRAPHS = "sun, CUDA graphs, batch 32"
 
 
 def table() -> str:
@@ -24,13 +24,15 @@ def table() -> str:
         ratio = "" if name == PLAIN else f"{found['step_ms'] / medians[partner]['step_ms']:.2f}"
         speed = found["tokens_per_s"] / medians[PLAIN]["tokens_per_s"]
         lines.append(f"| {name} | {ratio} | {speed:.1f} |")
-    best = medians["sun, CUDA graphs, batch 32"]
-    batches = record.result["rows"] / 32
-    seconds = best["step_ms"] / 1000 * batches * PROBE_ROWS / record.result["rows"]
+    epoch = record.result["epoch"][WITH_GRAPHS]
+    differences = record.result["graph_differences"]
     lines.append(
         f"\nMedians of {len(record.result['rounds'][PLAIN])} rounds over the same "
         f"{record.result['rows']} rows, whole steps, one {record.hardware['accelerator']}, by "
         "`tests/gpu/tuning_speed.py`; the plain loop is autocast with both modules padded to the "
-        f"longest row. At the best rate {PROBE_ROWS} rows take {seconds:.0f} s."
+        f"longest row. {epoch['rows']:,} rows once, graphs captured on the way: "
+        f"{epoch['seconds']:.0f} s. Gradients with CUDA graphs differ from ordinary ones by "
+        f"{differences['graphs']:.4f} of their norm, two ordinary passes by "
+        f"{differences['ordinary']:.4f}."
     )
     return "\n".join(lines) + "\n"

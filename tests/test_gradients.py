@@ -332,6 +332,20 @@ def test_the_training_forward_is_the_handoffs_likelihood(boundary: str) -> None:
     torch.testing.assert_close(share, wanted / 2, rtol=1e-6, atol=0)  # 18 tokens
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_gradients_that_graphs_write_to_stay_where_they_are(kept: bool) -> None:
+    modules = TunedModules(tiny("llama-gqa"), None, None, TuneConfig())
+    modules.keep_gradients = kept
+    weights = list(modules.parameters())
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    addresses = [weight.grad.data_ptr() for weight in weights if weight.grad is not None]
+    modules.zero_grad()
+    left = [weight.grad for weight in weights if weight.grad is not None]
+    assert [one.data_ptr() for one in left] == (addresses if kept else [])
+    assert not any(one.any() for one in left)
+
+
 def test_losses_by_their_formulas() -> None:
     prefill, decode, teacher = (tiny("llama-gqa", seed=seed) for seed in (1, 0, 2))
     rows = [Row(*row) for row in zip(*random_rows((2, 40, 17), (5, 1, 12)), strict=True)]

@@ -59,3 +59,9 @@ def test_suns_tools_prefill_reads_through_the_base_decoder(smollm2_base: Path) -
     sun, other, alone = losses(smollm2_base, "tools", "simple", 6, ("tools", "math", None))
     assert sun < 0.25 * alone
     assert sun < 0.25 * other
+
+
+def test_suns_code_prefill_reads_through_the_base_decoder(smollm2_base: Path) -> None:
+    sun, other, alone = losses(smollm2_base, "code", "humaneval", 8, ("code", "math", None))
+    assert sun < 0.9 * alone
+    assert sun < other

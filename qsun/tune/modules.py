@@ -92,6 +92,10 @@ class TunedModules(torch.nn.Module):
             total = total + self._kl_weight * (divergence * batch.response_mask).sum()
         return total
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or zero them in place where `keep_gradients` says so."""
+        super().zero_grad(set_to_none=set_to_none and not self.keep_gradients)
+
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """Every weight that is trained, by its name in the prefill module."""
         return {

@@ -4,9 +4,10 @@
 
 Each system's learning rate is chosen among three or four with one seed, on validation rows: by the
 share of right answers where it was taken, else by the loss after a part of the budget. Three other
-seeds train with the whole of it. Several trainings share a GPU. A call starts what fits in `--minutes` and can be made again: runs with a record in
-STATE/records are done, interrupted ones go on from their checkpoint; `--minutes 0` only sums up.
-STATE/comparison.json is the record, and STATE/modules holds the modules of the first seed.
+seeds train with the whole of it. Several trainings share a GPU. A call starts what fits in
+`--minutes` and can be made again: runs with a record in STATE/records are done, interrupted ones go
+on from their checkpoint; `--minutes 0` only sums up. STATE/comparison.json is the record, and
+STATE/modules holds the modules of the first seed.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ Amount = tuple[int | None, int]
 
 @dataclass(frozen=True)
 class Budget:
-    """Samples (None: all) and epochs while choosing and in the end; groups, rates and seeds.
+    """Samples (None: all) and epochs while choosing and in each comparison; groups, rates, seeds.
 
     `choosing_settings` are added while choosing. `tried` are further trainings with the first seed:
     a group, its samples and epochs.
     """
 
     choosing: Amount
-    final: Amount
+    finals: tuple[Amount, ...]
     groups: tuple[str, ...]
     settings: dict[str, Any]
     choosing_settings: dict[str, Any] = field(default_factory=dict)
@@ -86,19 +87,19 @@ SYSTEMS = ("full-ft", "sun", "sun-lora")
 BUDGETS = {
     "math": Budget(
         choosing=(16_000, 1),
-        final=(None, 2),
-        groups=("sun", "sun-lora", "full-ft", "sun-lora-r8", "full-ft-lora-r8"),
+        finals=((32_000, 1), (None, 2)),
+        groups=(*SYSTEMS, "sun-lora-r8"),
         settings={"tune.batch_size": 64, "tune.micro_batch_size": 64},
         tried=(
             ("sun-boundary-n", (32_000, 1)),
             ("sun-mix", (32_000, 1)),
-            *((group, (32_000, 1)) for group in SYSTEMS),
+            ("full-ft-lora-r8", (32_000, 1)),
             *((group, (64_000, 1)) for group in SYSTEMS),
         ),
     ),
     "tools": Budget(
         choosing=(None, 4),
-        final=(None, 4),
+        finals=((None, 4),),
         groups=(*SYSTEMS, "sun-lora-r8"),
         settings={
             "tune.batch_size": 32,
@@ -110,7 +111,7 @@ BUDGETS = {
     ),
     "code": Budget(
         choosing=(None, 1),
-        final=(None, 2),
+        finals=((None, 2),),
         groups=(*SYSTEMS, "sun-lora-r8"),
         settings={"tune.batch_size": 64, "tune.micro_batch_size": 16},
         seeds=(1,),
@@ -225,31 +226,45 @@ def goodness(result: dict[str, Any]) -> float:
     return -float(result["validation_loss"][result["system"]])
 
 
+def choosing(task: str) -> dict[str, list[Training]]:
+    """What trains to choose each group's learning rate: one training a rate, all of one seed."""
+    budget = BUDGETS[task]
+    settings = budget.settings | budget.choosing_settings
+    groups = dict.fromkeys((*budget.groups, *(group for group, _ in budget.tried)))
+    return {
+        group: [
+            Training(task, group, rate, CHOOSING_SEED, *budget.choosing, settings)
+            for rate in budget.rates.get(group, GROUPS[group].rates)
+        ]
+        for group in groups
+    }
+
+
+def chosen_rates(state: State, task: str) -> dict[str, float]:
+    """The learning rate of each group whose choosing is over, or which has only one."""
+    chosen = {}
+    for group, candidates in choosing(task).items():
+        by_rate = {one.rate: result for one in candidates if (result := state.result(one))}
+        if len(candidates) == 1:
+            chosen[group] = candidates[0].rate
+        elif len(by_rate) == len(candidates):
+            chosen[group] = max(by_rate, key=lambda rate: goodness(by_rate[rate]))
+    return chosen
+
+
 def trainings(state: State, tasks: Sequence[str]) -> Iterable[Training]:
     """All that can be started now; a group's last runs once its learning rate is chosen."""
     later, tried = [], []
     for task in tasks:
-        budget = BUDGETS[task]
-        settings = budget.settings | budget.choosing_settings
-        chosen = {}
-        for group in dict.fromkeys((*budget.groups, *(group for group, _ in budget.tried))):
-            rates = budget.rates.get(group, GROUPS[group].rates)
-            choosing = [
-                Training(task, group, rate, CHOOSING_SEED, *budget.choosing, settings)
-                for rate in rates
-            ]
-            if len(rates) > 1:
-                yield from choosing
-            by_rate = {one.rate: result for one in choosing if (result := state.result(one))}
-            if len(rates) == 1 or len(by_rate) == len(rates):
-                chosen[group] = max(
-                    by_rate, key=lambda rate: goodness(by_rate[rate]), default=rates[0]
-                )
+        budget, chosen = BUDGETS[task], chosen_rates(state, task)
+        for candidates in choosing(task).values():
+            yield from candidates if len(candidates) > 1 else ()
         for group in budget.groups:
             seeds = budget.seeds[:1] if len(GROUPS[group].rates) == 1 else budget.seeds
             if group in chosen:
                 later += [
-                    Training(task, group, chosen[group], seed, *budget.final, budget.settings)
+                    Training(task, group, chosen[group], seed, *final, budget.settings)
+                    for final in budget.finals
                     for seed in seeds
                 ]
         for group, amount in budget.tried:
@@ -356,6 +371,7 @@ def main() -> None:
     result = {
         "finished": done,
         "budgets": {task: asdict(budget) for task, budget in BUDGETS.items()},
+        "chosen": {task: chosen_rates(state, task) for task in BUDGETS},
         "trainings": found,
     }
     new_record("comparison", run, run.seed, result).write(state.folder / "comparison.json")

@@ -35,7 +35,7 @@ from qsun.tune.modules import TunedModules, trainable
 from qsun.tune.precision import compute_in
 
 TIMED_ROWS, EPOCH_ROWS = 1024, 12_000
-LARGEST_DIFFERENCE = 1e-3  # of the gradients' norm: the same kernels, but for atomic additions
+LARGEST_DIFFERENCE = 1e-3  # of the gradients' norm; or twice what two ordinary passes differ by
 WARM_UPS = 2  # passes: a shape is captured when it comes back
 Step = Callable[[Sequence[Row]], None]
 
@@ -69,13 +69,14 @@ def modules_of(base: Path, settings: TuneConfig, system: str) -> TunedModules:
     return TunedModules(prefill, reader, None, settings, compiled=compiled).train()
 
 
-def graph_difference(modules: TunedModules, batches: Sequence[Sequence[Row]]) -> float:
-    """How far the gradients of two accumulated batches differ with and without CUDA graphs.
+def graph_differences(modules: TunedModules, batches: Sequence[Sequence[Row]]) -> dict[str, float]:
+    """How far the gradients of two accumulated batches differ with CUDA graphs and without.
 
     The norm of the difference over the norm, the largest of all pairs of batches, each met when
-    its shapes are new, when they are captured and when they are replayed.
+    its shapes are new, when they are captured and when they are replayed; beside it the same
+    between two ordinary passes, whose kernels add up in no fixed order.
     """
-    graphs, worst = StepGraphs(modules), 0.0
+    graphs, worst = StepGraphs(modules), {"graphs": 0.0, "ordinary": 0.0}
     weights = [weight for weight in modules.prefill.parameters() if weight.requires_grad]
 
     def gradients(
@@ -93,8 +94,10 @@ def graph_difference(modules: TunedModules, batches: Sequence[Sequence[Row]]) ->
 
     for _ in range(3):
         for pair in zip(batches[::2], batches[1::2], strict=False):
-            found, wanted = gradients(pair, graphs), gradients(pair, plainly)
-            worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+            wanted = gradients(pair, plainly)
+            for name, backward in (("graphs", graphs), ("ordinary", plainly)):
+                difference = gradients(pair, backward) - wanted
+                worst[name] = max(worst[name], float(difference.norm() / wanted.norm()))
     return worst
 
 
@@ -205,10 +208,11 @@ def main() -> None:
     ):
         variants[name] = qsun_step(base, settings, system), batches_of(rows, size)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    differing = graph_difference(modules_of(base, graphs, "sun"), batches_of(rows, 32)[:8])
-    if not differing < LARGEST_DIFFERENCE:
-        raise SystemExit(f"gradients with CUDA graphs differ by {differing} of their norm")
-    result: dict[str, Any] = {"rows": len(rows), "graph_difference": differing, "rounds": rounds}
+    differing = graph_differences(modules_of(base, graphs, "sun"), batches_of(rows, 32)[:8])
+    print(differing, flush=True)
+    if not differing["graphs"] < max(LARGEST_DIFFERENCE, 2 * differing["ordinary"]):
+        raise SystemExit(f"gradients with CUDA graphs differ by more than their noise: {differing}")
+    result: dict[str, Any] = {"rows": len(rows), "graph_differences": differing, "rounds": rounds}
 
     def write() -> None:
         result["medians"] = {
