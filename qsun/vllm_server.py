@@ -35,6 +35,7 @@ COMMON_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+PROGRAM = Path(__file__).with_name("vllm_process.py")
 REQUEST_TIMEOUT_S = 300.0
 STOP_GRACE_S = 20.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -163,7 +164,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
-            *(str(python), "-m", SERVER_MODULE, *command.arguments),
+            *(str(python), str(PROGRAM), SERVER_MODULE, *command.arguments),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
         cwd=command.folder,

@@ -13,7 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
-        *("environments", "vllm_server", "inspection", "doctor"),
+        *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
         *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
         *("bundle", "verdict", "launch_spec", "hub", "workers", "worker_counts", "disaggregation"),

@@ -30,8 +30,8 @@ class ServedCheckConfig:
     prompt_tokens: tuple[int, ...] = (2, 15, 16, 17, 127, 128, 129, 513)
     new_tokens: int = 8
     next_turn_of: int = 127
-    max_mean_difference: float = 0.15
-    max_prompt_difference: float = 0.4
+    max_mean_difference: float = 0.1
+    max_prompt_difference: float = 0.25
     max_greedy_gap: float = 0.5
     min_difference: float = 0.02
     start_timeout_s: int = 300
