@@ -149,6 +149,45 @@ def refused(config: Path, exit_code: int, *options: str) -> str:
     return outcome.message
 
 
+def test_the_folders_of_runs_make_the_same_bundle(
+    modules: dict[str, Path], tmp_path: Path
+) -> None:
+    wanted = read_bundle(exported(modules, tmp_path / "named", "lora"))
+    outcome = run_qsun(
+        *("export", modules["decode"], modules["lora"], "--out", tmp_path / "bundle"),
+        *("--set", "export.references=3"),
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    found = read_bundle(tmp_path / "bundle")
+    assert found.manifest.prefill[0].reference_loss != wanted.manifest.prefill[0].reference_loss
+    folders = ("decode/", "prefill/", "tokenizer/")
+    same = [
+        {name: digest for name, digest in one.manifest.files.items() if name.startswith(folders)}
+        for one in (found, wanted)
+    ]
+    assert same[0] == same[1] != {}
+
+
+def test_folders_that_make_no_bundle(modules: dict[str, Path], tmp_path: Path) -> None:
+    def message(*folders: Path) -> str:
+        outcome = run_qsun("export", *folders, "--out", tmp_path / "bundle")
+        assert outcome.exit_code == 3
+        assert not (tmp_path / "bundle").exists()
+        return outcome.message
+
+    found = message(modules["lora"], modules["full"], modules["base"])
+    assert "one folder must be of `qsun quantize`, the decode module's; given none" in found
+    assert f"{modules['full']} was tuned by" in found
+    assert f"{modules['base']} has neither" in found
+    assert "no folder is of `qsun tune`" in message(modules["decode"])
+    kept = modules["lora-config"].read_text(encoding="utf-8")
+    modules["lora-config"].write_text(kept.replace("task.yaml", "other.yaml"), encoding="utf-8")
+    try:
+        assert "names another base or tasks since" in message(modules["decode"], modules["lora"])
+    finally:
+        modules["lora-config"].write_text(kept, encoding="utf-8")
+
+
 def test_every_offender_is_named_before_the_work(modules: dict[str, Path], tmp_path: Path) -> None:
     tiny_model(tmp_path / "wide", kv_heads=4)
     prefill = [

@@ -1,4 +1,4 @@
-"""`qsun export CONFIG`: one decode module and every task's prefill module as a bundle."""
+"""`qsun export CONFIG|RUN...`: one decode module and every task's prefill module as a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from qsun.cli.output import bundle_text
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument(
+    "sources", metavar="CONFIG|RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option(
     "--format",
@@ -23,17 +25,20 @@ from qsun.cli.output import bundle_text
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(
-    config: Path,
+    sources: tuple[Path, ...],
     out: Path,
     format_: str | None,
     push: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make a bundle that vLLM can serve out of the modules that CONFIG names under `export`.
+    """Make a bundle that vLLM can serve.
 
-    Then prove it: `qsun verify OUT`.
+    Its modules are those that CONFIG names under `export`, or those of the RUN folders: one that
+    `qsun quantize` wrote, and one that `qsun tune` wrote for each task. Then prove it:
+    `qsun verify OUT`.
     """
+    from qsun.cli.runs import runs_config
     from qsun.config import load_config
     from qsun.hub import check_token, push_folder
     from qsun.jobs.export import run_export
@@ -41,7 +46,11 @@ def command(
 
     if push is not None:
         check_token()
-    prepared = prepare_export(load_config(config, overrides), config, out, format_)
+    if len(sources) > 1 or sources[0].is_dir():
+        run, config = runs_config(sources, overrides)
+    else:
+        run, config = load_config(sources[0], overrides), sources[0]
+    prepared = prepare_export(run, config, out, format_)
     manifest = run_export(prepared)
     click.echo(json.dumps(manifest, indent=1) if as_json else bundle_text(out, manifest))
     if push is not None:
