@@ -29,7 +29,7 @@ from qsun.progress import announce
 from qsun.records import new_record
 from qsun.references import Reference, read_references
 from qsun.rounding import round_layers
-from qsun.verify.length_drift import length_drift
+from qsun.verify.numeric.length_drift import length_drift
 
 TOKENS = 1024
 SEED = 0

@@ -20,8 +20,8 @@ from qsun.progress import announce
 from qsun.quiet import quiet_libraries
 from qsun.records import new_record
 from qsun.verdict import Check, Outcome
-from qsun.verify.served import served_checks
-from qsun.verify.served_judgement import ServedCheckConfig
+from qsun.verify.served.judgement import ServedCheckConfig
+from qsun.verify.served.level import served_checks
 
 
 def main() -> int:

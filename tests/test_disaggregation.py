@@ -14,8 +14,8 @@ from qsun.disaggregation import Answer, Asked, HandOffError, hand_off
 from qsun.environments import find_serving_environment
 from qsun.errors import ServingEnvironmentError
 from qsun.references import Reference
-from qsun.verify.served_answers import difference
-from qsun.verify.served_prompts import prompts_of_lengths
+from qsun.verify.served.answers import difference
+from qsun.verify.served.prompts import prompts_of_lengths
 from qsun.vllm_server import PROGRAM, VllmServer
 from qsun.worker_counts import WorkerCounts, worker_counts
 

@@ -149,9 +149,7 @@ def refused(config: Path, exit_code: int, *options: str) -> str:
     return outcome.message
 
 
-def test_the_folders_of_runs_make_the_same_bundle(
-    modules: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_folders_of_runs_make_the_same_bundle(modules: dict[str, Path], tmp_path: Path) -> None:
     wanted = read_bundle(exported(modules, tmp_path / "named", "lora"))
     outcome = run_qsun(
         *("export", modules["decode"], modules["lora"], "--out", tmp_path / "bundle"),
@@ -176,7 +174,7 @@ def test_folders_that_make_no_bundle(modules: dict[str, Path], tmp_path: Path) -
         return outcome.message
 
     found = message(modules["lora"], modules["full"], modules["base"])
-    assert "one folder must be of `qsun quantize`, the decode module's; given none" in found
+    assert "one folder must be a decode module's, of `qsun quantize`; given: none" in found
     assert f"{modules['full']} was tuned by" in found
     assert f"{modules['base']} has neither" in found
     assert "no folder is of `qsun tune`" in message(modules["decode"])

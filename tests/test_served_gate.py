@@ -29,10 +29,10 @@ from qsun.launch_spec import (
     read_launch_spec,
 )
 from qsun.verdict import Check, Outcome
-from qsun.verify import served
-from qsun.verify.in_process import InProcess
-from qsun.verify.served import ask_workers, judge, served_checks, task_prompts
-from qsun.verify.served_judgement import ServedCheckConfig, check_names
+from qsun.verify.served import level as served
+from qsun.verify.served.in_process import InProcess
+from qsun.verify.served.judgement import ServedCheckConfig, check_names
+from qsun.verify.served.level import ask_workers, judge, served_checks, task_prompts
 from qsun.vllm_server import VllmServer
 from qsun.worker_counts import counts_of
 from qsun.workers import running_workers

@@ -17,8 +17,8 @@ from qsun.config import VerifyConfig
 from qsun.models import load_model
 from qsun.references import Reference, write_references
 from qsun.verdict import Check, Outcome
-from qsun.verify.numeric import numeric_checks
-from qsun.verify.plots import write_plots
+from qsun.verify.numeric.level import numeric_checks
+from qsun.verify.numeric.plots import write_plots
 from qsun.verify.subject import Subject
 from tests.builders import tiny_model
 from tests.bundles import SHAPES, Format, Module, Shape, build_bundle, write_decode

@@ -23,8 +23,8 @@ from qsun.files import write_json
 from qsun.models import load_model
 from qsun.rounding import round_layers
 from qsun.verdict import Check, Outcome
-from qsun.verify.expected_tensors import expected_tensors, packed_shapes
-from qsun.verify.static import static_checks
+from qsun.verify.static.expected_tensors import expected_tensors, packed_shapes
+from qsun.verify.static.level import static_checks
 from qsun.verify.subject import Subject
 from tests import sabotage as do
 from tests.bundles import Format, Module, Shape, build_bundle, finish, write_tuning_record

@@ -48,7 +48,9 @@ def runs_config(folders: Sequence[Path], overrides: Sequence[str]) -> tuple[RunC
             problems.append(str(error))
     if len(decodes) != 1:
         found = ", ".join(map(str, decodes)) or "none"
-        problems.append(f"one folder must be of `qsun quantize`, the decode module's; given {found}")
+        problems.append(
+            f"one folder must be of `qsun quantize`, the decode module's; given {found}"
+        )
     if not tuned and not problems:
         problems.append("no folder is of `qsun tune`: a bundle has a prefill module for each task")
     problems += [
@@ -84,7 +86,10 @@ def _tuned(folder: Path) -> Tuned:
         run = load_config(given["config"], given["overrides"])
     except ConfigError as error:
         raise ConfigError(f"{folder}: the config that tuned it: {error}") from error
-    if (run.base.model, list(run.tasks)) != (record.config["base"]["model"], record.config["tasks"]):
+    if (run.base.model, list(run.tasks)) != (
+        record.config["base"]["model"],
+        record.config["tasks"],
+    ):
         raise ConfigError(f"{folder}: {given['config']} names another base or tasks since")
     return Tuned(folder, given["task"], given["config"], run)
 

@@ -150,7 +150,7 @@ def _measured(
     modules: list[PrefillModule], base: Path, dtype: str, scratch: Path
 ) -> list[PrefillModule]:
     from qsun.handoff import Boundary
-    from qsun.verify.hand_off_drift import hand_off_drift
+    from qsun.verify.numeric.hand_off_drift import hand_off_drift
 
     model, found = load_model(base, dtype), []
     for module in modules:

@@ -19,7 +19,7 @@ from qsun.progress import announce
 from qsun.records import new_record
 from qsun.skeleton import skeleton
 from qsun.verdict import VERDICT, Check, Outcome, Verdict
-from qsun.verify.static import static_checks
+from qsun.verify.static.level import static_checks
 from qsun.verify.subject import Subject
 
 LEVELS = ("static", "numeric", "served")
@@ -89,7 +89,7 @@ def _guarded(level: str, run: Callable[[], list[Check]]) -> list[Check]:
 
 
 def _numeric(request: Request, settings: VerifyConfig) -> list[Check]:
-    from qsun.verify.numeric import numeric_checks
+    from qsun.verify.numeric.level import numeric_checks
 
     references = _references(request)
     missing = sorted(request.subject.prefill.keys() - references.keys())
@@ -140,7 +140,7 @@ def _served(request: Request) -> list[Check]:
         remedy = "Export the modules as a bundle."
         return [Check("served", Outcome.UNCHECKED, "the served level", message, remedy)]
     from qsun.environments import find_serving_environment
-    from qsun.verify.served import served_checks
+    from qsun.verify.served.level import served_checks
 
     serving = find_serving_environment(None)
     return served_checks(request.bundle, serving)
@@ -154,7 +154,7 @@ def write_verdict(
     Raises:
         OutputError: the folder cannot be written to.
     """
-    from qsun.verify.plots import write_plots
+    from qsun.verify.numeric.plots import write_plots
 
     path = folder / VERDICT
     try:

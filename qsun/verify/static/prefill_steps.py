@@ -9,15 +9,13 @@ from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, UncheckedError
 from qsun.launch_spec import LAUNCH_SPEC
 from qsun.prefill_module import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qsun.verify.adapters import Adapter, compare_adapter, is_adapter
-from qsun.verify.contract import require_full_precision
-from qsun.verify.model_folder import CONFIG, ModelFolder
-from qsun.verify.module_steps import BASE, DECODE, same_contract, tensor_step, text_steps
-from qsun.verify.modules import EXPORT_AGAIN, Modules, remedy
-from qsun.verify.serving_files import compare_ranks
-from qsun.verify.steps import Step
-from qsun.verify.subject import TUNING_RECORD
-from qsun.verify.tuning_records import (
+from qsun.verify.static.adapters import Adapter, compare_adapter, is_adapter
+from qsun.verify.static.contract import require_full_precision
+from qsun.verify.static.model_folder import CONFIG, ModelFolder
+from qsun.verify.static.module_steps import BASE, DECODE, same_contract, tensor_step, text_steps
+from qsun.verify.static.modules import EXPORT_AGAIN, Modules, remedy
+from qsun.verify.static.serving_files import compare_ranks
+from qsun.verify.static.tuning_records import (
     QUANTIZATION_RECORD,
     base_of_decode,
     compare_base,
@@ -26,6 +24,8 @@ from qsun.verify.tuning_records import (
     known_base,
     require_record,
 )
+from qsun.verify.steps import Step
+from qsun.verify.subject import TUNING_RECORD
 
 NAME_BASE = "Name the base model that it was tuned on, in full precision."
 TUNE_AGAIN = "Tune the module by `qsun tune` through this decode module."

@@ -5,18 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 from qsun.errors import ModelError
-from qsun.verify.contract import (
+from qsun.verify.static.contract import (
     compare_layout,
     compare_scheme,
     compare_variant,
     require_full_precision,
     require_model,
 )
-from qsun.verify.expected_tensors import tensor_misfits
-from qsun.verify.model_folder import CONFIG, ModelFolder
-from qsun.verify.modules import EXPORT_AGAIN, Modules, remedy
-from qsun.verify.steps import Step, enumerated
-from qsun.verify.tokenizer_files import (
+from qsun.verify.static.expected_tensors import tensor_misfits
+from qsun.verify.static.model_folder import CONFIG, ModelFolder
+from qsun.verify.static.modules import EXPORT_AGAIN, Modules, remedy
+from qsun.verify.static.tokenizer_files import (
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
@@ -25,7 +24,8 @@ from qsun.verify.tokenizer_files import (
     compare_tokenizers,
     require_tokenizer,
 )
-from qsun.verify.tuning_records import compare_base_copy
+from qsun.verify.static.tuning_records import compare_base_copy
+from qsun.verify.steps import Step, enumerated
 
 DECODE, BASE, REFERENCE = "static.decode", "static.base_model", "static.reference_tokenizer"
 TOKENIZER_FILES = (TOKENIZER, SETTINGS)

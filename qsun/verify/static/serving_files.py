@@ -9,7 +9,7 @@ from pathlib import Path
 from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, UncheckedError
 from qsun.launch_spec import LAUNCH_SPEC, WorkerSpec, read_launch_spec
-from qsun.verify.contract import manifest_layout
+from qsun.verify.static.contract import manifest_layout
 from qsun.verify.steps import enumerated
 
 VLLM_MAX_LORA_RANK = 16  # what a worker takes without --max-lora-rank

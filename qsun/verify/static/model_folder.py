@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qsun.checkpoint_files import read_config_file
 from qsun.errors import ModelError
 from qsun.kv_layout import DTYPE_BYTES, KvLayout, kv_layout
-from qsun.verify.headers import TensorHeader, checkpoint_headers
-from qsun.verify.json_files import read_mapping
+from qsun.verify.static.headers import TensorHeader, checkpoint_headers
+from qsun.verify.static.json_files import read_mapping
 
 if TYPE_CHECKING:
     from qsun.decode_checkpoint import Scheme

@@ -14,7 +14,7 @@ from typing import Any
 
 from qsun.checkpoint_files import weight_files
 from qsun.errors import ModelError
-from qsun.verify.json_files import read_mapping
+from qsun.verify.static.json_files import read_mapping
 from qsun.verify.steps import enumerated
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from qsun.bundle import Manifest, PrefillModule
 from qsun.kv_layout import KvLayout
-from qsun.verify.adapters import is_adapter
-from qsun.verify.contract import manifest_layout
-from qsun.verify.model_folder import ModelFolder
+from qsun.verify.static.adapters import is_adapter
+from qsun.verify.static.contract import manifest_layout
+from qsun.verify.static.model_folder import ModelFolder
+from qsun.verify.static.tokenizer_files import TokenizerFolder
 from qsun.verify.subject import Subject
-from qsun.verify.tokenizer_files import TokenizerFolder
 
 EXPORT_AGAIN = "Export the bundle again from modules that belong together."
 FETCH_AGAIN = "Fetch the bundle again, or export it again."

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsun.verdict import Check, Outcome
-from qsun.verify.bundle_files import BundleFiles
-from qsun.verify.bundle_steps import (
+from qsun.verify.static.bundle_files import BundleFiles
+from qsun.verify.static.bundle_steps import (
     FILES,
     PATHS,
     agreement_steps,
     file_steps,
     pair_steps,
 )
-from qsun.verify.module_steps import base_steps, decode_steps
-from qsun.verify.modules import open_modules
-from qsun.verify.prefill_steps import prefill_steps
+from qsun.verify.static.module_steps import base_steps, decode_steps
+from qsun.verify.static.modules import open_modules
+from qsun.verify.static.prefill_steps import prefill_steps
 from qsun.verify.steps import Step, run_steps
 from qsun.verify.subject import Subject
 

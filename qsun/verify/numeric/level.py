@@ -23,9 +23,9 @@ from qsun.progress import announce
 from qsun.references import Reference, read_references
 from qsun.rounding import round_layers
 from qsun.verdict import Check, Outcome
-from qsun.verify.cache_drift import LayerDrift, cache_drift
-from qsun.verify.hand_off_drift import Drift, hand_off_drift
-from qsun.verify.length_drift import Curve, joined, length_drift
+from qsun.verify.numeric.cache_drift import LayerDrift, cache_drift
+from qsun.verify.numeric.hand_off_drift import Drift, hand_off_drift
+from qsun.verify.numeric.length_drift import Curve, joined, length_drift
 from qsun.verify.subject import Subject
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from qsun.disaggregation import Answer
 from qsun.verdict import Check, Outcome
-from qsun.verify.in_process import Scored
-from qsun.verify.served_answers import Served, difference
+from qsun.verify.served.answers import Served, difference
+from qsun.verify.served.in_process import Scored
 from qsun.verify.steps import enumerated
 
 LOOK_AT_WORKERS = "Look at the workers' output; start them as the exported launch spec says."

@@ -17,13 +17,13 @@ from qsun.launch_spec import LAUNCH_SPEC, LaunchSpec, read_launch_spec
 from qsun.progress import announce
 from qsun.references import read_references
 from qsun.verdict import Check, Outcome
-from qsun.verify.in_process import InProcess
-from qsun.verify.served_answers import Pair, Served, ask_pair
-from qsun.verify.served_judgement import Judged, ServedCheckConfig, check_names, task_checks
-from qsun.verify.served_policy import COMPARED as POLICY_COMPARED
-from qsun.verify.served_policy import NAME as POLICY
-from qsun.verify.served_policy import policy_check
-from qsun.verify.served_prompts import prompts_of_lengths
+from qsun.verify.served.answers import Pair, Served, ask_pair
+from qsun.verify.served.in_process import InProcess
+from qsun.verify.served.judgement import Judged, ServedCheckConfig, check_names, task_checks
+from qsun.verify.served.policy import COMPARED as POLICY_COMPARED
+from qsun.verify.served.policy import NAME as POLICY
+from qsun.verify.served.policy import policy_check
+from qsun.verify.served.prompts import prompts_of_lengths
 from qsun.vllm_server import VllmServer
 from qsun.workers import running_workers
 

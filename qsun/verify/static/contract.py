@@ -8,7 +8,7 @@ from typing import Any
 from qsun.bundle import Manifest
 from qsun.errors import IncompatibleError, ModelError
 from qsun.kv_layout import KvLayout
-from qsun.verify.model_folder import ModelFolder, scheme_text
+from qsun.verify.static.model_folder import ModelFolder, scheme_text
 from qsun.verify.steps import enumerated
 
 # Beside the KV layout: which attention reads the cache. A missing `attention_bias` means none.

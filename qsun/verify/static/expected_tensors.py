@@ -13,8 +13,8 @@ from re import match
 from typing import TYPE_CHECKING, Any
 
 from qsun.errors import ModelError
-from qsun.verify.headers import TensorHeader
-from qsun.verify.model_folder import checked_layout
+from qsun.verify.static.headers import TensorHeader
+from qsun.verify.static.model_folder import checked_layout
 
 if TYPE_CHECKING:
     from qsun.decode_checkpoint import Scheme

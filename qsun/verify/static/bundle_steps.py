@@ -8,14 +8,14 @@ from pathlib import Path
 from qsun.bundle import Manifest
 from qsun.errors import IncompatibleError
 from qsun.launch_spec import LAUNCH_SPEC
-from qsun.verify.bundle_files import BundleFiles, code_maps
-from qsun.verify.contract import compare_cache_dtypes, compare_lengths
-from qsun.verify.model_folder import CONFIG
-from qsun.verify.modules import EXPORT_AGAIN, FETCH_AGAIN, Modules
-from qsun.verify.serving_files import compare_served_lengths, compare_serving
+from qsun.verify.static.bundle_files import BundleFiles, code_maps
+from qsun.verify.static.contract import compare_cache_dtypes, compare_lengths
+from qsun.verify.static.model_folder import CONFIG
+from qsun.verify.static.modules import EXPORT_AGAIN, FETCH_AGAIN, Modules
+from qsun.verify.static.serving_files import compare_served_lengths, compare_serving
+from qsun.verify.static.tokenizer_files import SETTINGS
 from qsun.verify.steps import Step, enumerated
 from qsun.verify.subject import Subject
-from qsun.verify.tokenizer_files import SETTINGS
 
 PATHS, LISTING, FILES, CODE = "static.paths", "static.listing", "static.files", "static.code"
 

@@ -13,7 +13,7 @@ from qsun.bundle import LATER_FOLDERS, LATER_RECORDS, MANIFEST, Manifest
 from qsun.errors import IncompatibleError, ModelError
 from qsun.files import GIB, sha256_file, size
 from qsun.progress import track
-from qsun.verify.json_files import read_mapping
+from qsun.verify.static.json_files import read_mapping
 from qsun.verify.steps import enumerated
 
 PICKLES = frozenset(

@@ -16,7 +16,7 @@ from qsun.prefill_module import (
     adapter_config,
     adapter_misfits,
 )
-from qsun.verify.headers import TensorHeader, read_header
+from qsun.verify.static.headers import TensorHeader, read_header
 from qsun.verify.steps import enumerated
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from qsun.launch_spec import LaunchSpec, WorkerSpec
 from qsun.verdict import Check, Outcome
-from qsun.verify.serving_files import value_of, values_of
+from qsun.verify.static.serving_files import value_of, values_of
 from qsun.verify.steps import enumerated
 
 NAME = "served.policy"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qsun.errors import IncompatibleError, ModelError, UncheckedError
-from qsun.verify.json_files import read_mapping
+from qsun.verify.static.json_files import read_mapping
 from qsun.verify.steps import enumerated
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"

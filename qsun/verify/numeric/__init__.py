@@ -1,0 +1,1 @@
+"""The numeric level: K, V and predictions beside those of full precision."""

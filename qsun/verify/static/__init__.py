@@ -1,0 +1,1 @@
+"""The static level: headers, configs, tokenizers, records and digests, without weights."""
