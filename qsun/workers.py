@@ -22,30 +22,20 @@ def running_workers(
 
     Arguments and environment are the spec's, but for the side channels' ports: those are free
     ones, so that workers of the same bundle that are serving here already do not stand in the way.
-    Workers without a GPU share this machine's cores, as far as the spec does not say otherwise.
+    Workers without a GPU share this machine's cores, as far as the spec does not say otherwise:
+    more threads than cores would wait for each other in loops that take the cores.
 
     Raises:
         ServingEnvironmentError: one ended, or was not ready in time; says vLLM's own reason.
     """
-    shared = _sharing_cores(len(spec.workers)) if spec.accelerator == "cpu" else {}
+    threads = max(1, len(os.sched_getaffinity(0)) // len(spec.workers))
+    shared = {"OMP_NUM_THREADS": str(threads)} if spec.accelerator == "cpu" else {}
     commands = [
         _command(folder, worker, shared | worker.environment | {SIDE_CHANNEL_PORT: str(port)})
         for worker, port in zip(spec.workers, free_ports(len(spec.workers)), strict=True)
     ]
     with serve_all(python, commands, start_timeout_s) as servers:
         yield dict(zip((worker.name for worker in spec.workers), servers, strict=True))
-
-
-def _sharing_cores(workers: int) -> dict[str, str]:
-    """What keeps workers from waiting for each other's threads, in loops that take the cores."""
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "OMP_NUM_THREADS": str(max(1, cores // workers)),
-        # Else vLLM computes in a process beside its engine, and each watches the other in a loop
-        # of yields. Linux 6.18 has let threads that yield so wait for up to 75 s afterwards:
-        # longer than a cache is kept for whoever is to fetch it.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
 
 
 def _command(folder: Path, worker: WorkerSpec, environment: dict[str, str]) -> ServerCommand:
