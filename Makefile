@@ -78,6 +78,9 @@ records: setup
 	done
 	$(BIN)/qsun export configs/smollm2-135m-bundle.yaml --out exports/records/bundle \
 	  --set export.decode=../exports/records/w4
+	$(BIN)/qsun verify exports/records/bundle --served
+	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
+	$(BIN)/python -m tests.served_matrix exports/records/w4 docs/records/served-matrix.json
 	$(BIN)/python -m tests.length_drift_curve exports/records/bundle \
 	  docs/records/length-drift.json exports/records/w4 exports/records/w3
 	$(BIN)/python docs/readme_table.py

@@ -12,6 +12,7 @@ from typing import Any
 import drift_table
 import speed_table
 import systems_table
+import verdict_table
 
 from qsun.records import read_record
 
@@ -89,6 +90,7 @@ def rendered(readme: str) -> str:
         "systems_table": systems_table.table(),
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),
+        "verdict_table": verdict_table.table(),
     }
     for name, text in tables.items():
         readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)

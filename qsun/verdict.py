@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -50,10 +50,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of one verification. `bundle` is the digest of the manifest, if there was one."""
+    """All checks of one verification. `bundle` is the digest of the manifest, if there was one.
+
+    `seconds` is what each level took.
+    """
 
     bundle: str | None
     checks: tuple[Check, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, outcome: Outcome) -> list[Check]:
         """The checks that ended so."""
@@ -69,7 +73,12 @@ class Verdict:
     def summary(self) -> dict[str, Any]:
         """Plain values, for a record."""
         checks = [asdict(check) | {"outcome": check.outcome.value} for check in self.checks]
-        return {"bundle": self.bundle, "compatible": self.compatible, "checks": checks}
+        return {
+            "bundle": self.bundle,
+            "compatible": self.compatible,
+            "checks": checks,
+            "seconds": dict(self.seconds),
+        }
 
 
 def require(verdict: Verdict, what: str) -> None:

@@ -28,7 +28,9 @@ SHORT = VerifyConfig(drift_tokens=256)
 Weights = dict[str, torch.Tensor]
 
 
-def numeric(bundle: Path, base: Path | None = None) -> dict[str, Check]:
+def numeric(
+    bundle: Path, base: Path | None = None, settings: VerifyConfig = SHORT
+) -> dict[str, Check]:
     """All numeric checks of a tiny bundle; its random modules were tuned for nothing."""
     subject = Subject.from_bundle(read_bundle(bundle))
     assert subject.manifest is not None
@@ -43,7 +45,7 @@ def numeric(bundle: Path, base: Path | None = None) -> dict[str, Check]:
         ]
         references[task] = bundle.parent / f"{bundle.name}-{task}.jsonl"
         write_references(references[task], rows)
-    checks = numeric_checks(subject, base or bundle / "base", references, SHORT)
+    checks = numeric_checks(subject, base or bundle / "base", references, settings)
     return {check.name: check for check in checks}
 
 
@@ -171,6 +173,27 @@ def test_a_dead_group_is_caught(bundle: Path, tmp_path: Path, scale: float) -> N
     check = numeric(damaged)["numeric.scales"]
     assert check.outcome is Outcome.FAILED
     assert "model.layers.0.mlp.up_proj: 1 of" in check.message
+
+
+def test_predictions_that_are_others_behind_the_same_cache_are_caught(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """The last layer's MLP writes no K or V any more: only what D predicts is another."""
+    damaged = tmp_path / "bundle"
+    shutil.copytree(bundle, damaged)
+    path = damaged / "decode" / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.down_proj.weight_scale"] *= 8
+    save_file(weights, path, {"format": "pt"})
+    checks = numeric(damaged, settings=replace(SHORT, drift_tokens=0))
+    assert failed(checks) == ["numeric.hand_off.math", "numeric.hand_off.code"]
+    assert "nats is allowed" in checks["numeric.hand_off.math"].message
+
+
+def test_an_error_that_grows_along_the_output_is_caught(bundle: Path) -> None:
+    checks = numeric(bundle, settings=replace(SHORT, max_growth=0.01))
+    assert failed(checks) == ["numeric.length.math", "numeric.length.code"]
+    assert "at most 0.01 is allowed" in checks["numeric.length.math"].message
 
 
 def math_checks(base: Path, module: Path, reference_loss: float, folder: Path) -> Check:

@@ -48,9 +48,7 @@ def runs_config(folders: Sequence[Path], overrides: Sequence[str]) -> tuple[RunC
             problems.append(str(error))
     if len(decodes) != 1:
         found = ", ".join(map(str, decodes)) or "none"
-        problems.append(
-            f"one folder must be a decode module's, of `qsun quantize`; given: {found}"
-        )
+        problems.append(f"one folder must be a decode module's, of `qsun quantize`; given: {found}")
     if not tuned and not problems:
         problems.append("no folder is of `qsun tune`: a bundle has a prefill module for each task")
     problems += [

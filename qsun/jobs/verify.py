@@ -6,6 +6,7 @@ static -> numeric -> served: a level begins only where nothing failed before it.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def run_verify(request: Request, settings: VerifyConfig) -> Verdict:
         "served": lambda: _served(request),
     }
     checks: list[Check] = []
+    seconds: dict[str, float] = {}
     for level in LEVELS:
         if level not in request.levels:
             continue
@@ -68,8 +70,10 @@ def run_verify(request: Request, settings: VerifyConfig) -> Verdict:
             checks.append(Check(level, Outcome.UNCHECKED, f"the {level} level", message))
             continue
         announce(f"verify: {level}")
+        started = time.monotonic()
         checks += [_unless_skipped(check, request.skip) for check in _guarded(level, runs[level])]
-    return Verdict(request.subject.digest, tuple(checks))
+        seconds[level] = round(time.monotonic() - started, 2)
+    return Verdict(request.subject.digest, tuple(checks), seconds)
 
 
 def _unless_skipped(check: Check, skip: Sequence[str]) -> Check:
