@@ -217,7 +217,9 @@ def test_a_used_folder_stays_as_it_was(modules: dict[str, Path], tmp_path: Path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     config = export_config(modules, tmp_path / "c", "lora")
-    assert run_qsun("export", config, "--out", tmp_path / "out").exit_code == 7
+    outcome = run_qsun("export", config, "--out", tmp_path / "out")
+    assert outcome.exit_code == 7
+    assert "reading the tasks" not in outcome.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 

@@ -162,7 +162,7 @@ def test_an_equal_model_with_another_cache_is_caught(
     assert "they mean something else" in checks["numeric.cache"].message
 
 
-@pytest.mark.parametrize("scale", [0.0, float("nan")])
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
 def test_a_dead_group_is_caught(bundle: Path, tmp_path: Path, scale: float) -> None:
     damaged = tmp_path / "bundle"
     shutil.copytree(bundle, damaged)
