@@ -34,7 +34,7 @@ def table() -> str:
     modules = ", ".join(dict.fromkeys(one["module"] for one in matrix))
     lines.append(
         f"\nThe bundle of `configs/smollm2-135m-bundle.yaml`, two tasks, on "
-        f"{record.hardware['cores']} cores, by `make records`. The served level on further bundles, "
+        f"{record.hardware['cores']} cores, by `make records`. The served level on more bundles, "
         f"prefill modules {modules}, each in both formats: {whole} of {len(matrix)} passed "
         "(`tests/served_matrix.py`)."
     )
