@@ -6,12 +6,10 @@ vLLM is never imported here. A server runs from its model's own folder under the
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +43,6 @@ SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 PROGRAM = Path(__file__).with_name("vllm_process.py")
 REQUEST_TIMEOUT_S = 300.0
 STOP_GRACE_S = 20.0
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -171,8 +168,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
-            *(str(python), str(PROGRAM), SERVER_MODULE, *command.arguments),
-            *("--host", "127.0.0.1", "--port", str(port)),
+            *(str(python), str(PROGRAM), str(os.getpid()), SERVER_MODULE),
+            *(*command.arguments, "--host", "127.0.0.1", "--port", str(port)),
         ],
         cwd=command.folder,
         env=os.environ | dict(command.environment),
@@ -180,14 +177,7 @@ def _start(
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
     )
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_ready(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,3 +170,41 @@ print("idle", time.process_time() - before)
     told = [line for line in outcome.stdout.splitlines() if line.startswith("idle")]
     assert told, outcome.stderr[-2000:]
     assert float(told[0].split()[1]) < 0.4
+
+
+def test_a_server_ends_when_whoever_started_it_was_killed(tmp_path: Path) -> None:
+    """The server here ignores what vLLM loses while it starts."""
+    (tmp_path / "stubborn.py").write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    code = f"""
+import os, subprocess, sys, time
+command = [sys.executable, {str(PROGRAM)!r}, str(os.getpid()), "stubborn"]
+subprocess.Popen(command, cwd={str(tmp_path)!r}, start_new_session=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as starter:
+        assert starter.stdout is not None
+        server = int(starter.stdout.readline())
+        assert runs(server)
+        starter.kill()
+    deadline = time.monotonic() + 20
+    while runs(server) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not runs(server)
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and not merely waiting to be reaped."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
