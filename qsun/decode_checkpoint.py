@@ -7,6 +7,7 @@ module has the same digests whether it was written by compressed-tensors or in A
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,13 @@ class DecodeCheckpoint:
         """Bytes on disk of all quantized layers, their scales and zeros included."""
         others = sum(tensor.nbytes for _, tensor in self.other_tensors())
         return sum(self._tensors[name].nbytes for name in self._tensors.names()) - others
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the quantized layers' names and digests: the same in either format."""
+    with DecodeCheckpoint(folder) as checkpoint:
+        digests = {layer.name: layer.digest() for layer in checkpoint.layers()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def load_dequantized(folder: Path) -> PreTrainedModel:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from qsun.bundle import read_bundle, write_manifest
-from qsun.decode_checkpoint import DecodeCheckpoint
+from qsun.decode_checkpoint import DecodeCheckpoint, weights_digest
 from qsun.errors import IncompatibleError
 from qsun.verdict import VERDICT, require_verdict
 from tests.builders import tiny_model
@@ -211,6 +212,40 @@ def test_what_cannot_be_served_is_refused(modules: dict[str, Path], tmp_path: Pa
     assert "boundary" in refused(config, 11, "--set", changed)
     assert "reference_tokens" in refused(config, 6, "--set", "export.reference_tokens=16")
     assert "has no section `export`" in refused(modules["lora-config"], 3)
+
+
+def test_a_module_is_of_the_decode_module_that_it_was_tuned_through(
+    modules: dict[str, Path], tmp_path: Path
+) -> None:
+    """Either format of it, but not another quantization of the same base."""
+    module = tmp_path / "module"
+    shutil.copytree(modules["lora"], module)
+    path = module / "records" / "tuning.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["result"]["decode_digest"] = weights_digest(modules["decode"])
+    path.write_text(json.dumps(record), encoding="utf-8")
+    changed = f"export.prefill=[{{task: task, module: {module}}}]"
+    folder = exported(modules, tmp_path, "lora", "--set", changed, "--format", "awq")
+    outcome = verified(folder)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "numeric.tuned_through.task: the same" in outcome.stdout
+
+    other = tmp_path / "other"
+    shutil.copytree(modules["decode"], other)
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("weight_scale"))
+    weights[name][0] *= 1.01
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    config = tmp_path / "config" / "run.yaml"
+    options = ("--set", changed, "--set", f"export.decode={other}")
+    assert "tuned through another decode module" in refused(config, 4, *options)
+
+    record["result"]["decode_digest"] = "0" * 64
+    path = folder / "prefill" / "task" / "records" / "tuning.json"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    outcome = verified(folder, "--skip", "static.files")
+    assert outcome.exit_code == 11
+    assert "numeric.tuned_through.task: another" in outcome.message
 
 
 def test_a_used_folder_stays_as_it_was(modules: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from qsun.decode_checkpoint import load_dequantized
+from qsun.decode_checkpoint import load_dequantized, weights_digest
 from qsun.files import digest_folder
 from qsun.handoff import Boundary, log_likelihood, single_logits
 from qsun.models import load_model, load_tokenizer
@@ -154,6 +154,7 @@ def test_qsun_tunes_through_the_quantized_module(
     config = write_run(tmp_path, tiny_folder, tune__decode=str(tiny_module))
     result = tuned(config, "qsun")
     assert digest_folder(tiny_module) == before
+    assert result["decode_digest"] == weights_digest(tiny_module)
     losses = result["validation_loss"]
     assert losses["qsun"] < losses["base"] - 0.3
     rows = validation_rows(config, tiny_folder)

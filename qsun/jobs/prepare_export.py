@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsun.checkpoint_files import check_checkpoint, read_config_file
 from qsun.config import ExportConfig, RunConfig
+from qsun.decode_checkpoint import scheme_of, weights_digest
 from qsun.errors import ConfigError, ModelError, QsunError, bullet_list
 from qsun.files import refuse_used_folder
 from qsun.kv_layout import KvLayout, kv_layout, layout_differences
@@ -94,11 +95,32 @@ def prepare_export(
     boundaries = {one.task.name: one.boundary for one in chosen}
     if len(set(boundaries.values())) > 1:
         problems.append(f"modules were tuned for different boundaries: {boundaries}")
+    if not problems:
+        problems += _decode_problems(decode, chosen)
     if problems:
         raise ModelError(f"these modules make no bundle:\n{bullet_list(problems)}")
     return PreparedExport(
         run, run.export, source, model_config, decode, tuple(chosen), format_, out
     )
+
+
+def _decode_problems(decode: Path, chosen: Sequence[Chosen]) -> list[str]:
+    """Modules that were tuned through another quantized decode module than the bundle's."""
+    through = {
+        one.task.name: digest
+        for one in chosen
+        if one.record and (digest := one.record.get("decode_digest"))
+    }
+    if not through:
+        return []
+    scheme = scheme_of(read_config_file(decode / "config.json"))
+    found = None if scheme is None else weights_digest(decode)
+    return [
+        f"task {task}: tuned through another decode module (SHA-256 {digest[:12]}...) than "
+        f"{decode}: name that one, or tune through this one"
+        for task, digest in through.items()
+        if digest != found
+    ]
 
 
 def _resolved(path: str, relative_to: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qsun.checkpoint_files import read_config_file
+from qsun.decode_checkpoint import weights_digest
 from qsun.errors import ConfigError, Interrupted, ResourceError
 from qsun.files import GIB, write_json
 from qsun.handoff import Boundary
@@ -102,6 +103,7 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
         "system": work.system,
         "module": settings.module,
         "boundary": settings.boundary,
+        "decode_digest": _decode_digest(work),
         "task": {"name": work.task.name, "checker": work.task.checker, **work.data.summary()},
         "rows": {"train": texts.train.summary(), "validation": texts.validation.summary()},
         "trained_weights": sum(weight.numel() for weight in modules.trained_weights().values()),
@@ -110,6 +112,13 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
         "validation_loss": losses,
         "tests": tests | tuned_tests,
     }
+
+
+def _decode_digest(work: Work) -> str | None:
+    """Which quantized module it was tuned through; None for the base model."""
+    if work.system != "qsun" or work.checkpoints.decode is None:
+        return None
+    return weights_digest(work.checkpoints.decode)
 
 
 def _evaluate(

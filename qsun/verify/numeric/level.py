@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qsun.checkpoint_files import read_config_file
 from qsun.config import VerifyConfig
-from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, load_dequantized, scheme_of
+from qsun.decode_checkpoint import (
+    DecodeCheckpoint,
+    Scheme,
+    load_dequantized,
+    scheme_of,
+)
 from qsun.handoff import Boundary
 from qsun.models import load_model
 from qsun.prefill_module import load_prefill
@@ -24,18 +27,18 @@ from qsun.references import Reference, read_references
 from qsun.rounding import round_layers
 from qsun.verdict import Check, Outcome
 from qsun.verify.numeric.cache_drift import LayerDrift, cache_drift
+from qsun.verify.numeric.decode_module import (
+    EXPORT_AGAIN,
+    OTHER_WEIGHTS,
+    scales_check,
+    tuned_through_checks,
+)
 from qsun.verify.numeric.hand_off_drift import Drift, hand_off_drift
 from qsun.verify.numeric.length_drift import Curve, joined, length_drift
 from qsun.verify.subject import Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-EXPORT_AGAIN = "Export the bundle again from the module that was tuned for this decode module."
-OTHER_WEIGHTS = (
-    "Use the decode module that `qsun quantize` made from this base model: nothing that feeds the "
-    "cache may be rescaled, rotated or reordered."
-)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ def numeric_checks(
     scheme, boundary = scheme_of(config), Boundary(subject.boundary)
     rows = {task: read_references(path, config["vocab_size"]) for task, path in references.items()}
     announce("numeric: loading the base model and the decode module")
-    checks = [] if scheme is None else [_scales_check(subject.decode)]
+    checks = [] if scheme is None else [scales_check(subject.decode)]
     readers = _readers(subject.decode, base, config, scheme)
+    checks += tuned_through_checks(subject, scheme)
     announce("numeric: K and V, layer by layer")
     every = [reference for of_task in rows.values() for reference in of_task]
     checks.append(_cache_check(cache_drift(readers.base, readers.others, every), settings))
@@ -86,23 +90,6 @@ def _readers(decode: Path, base: Path, config: Mapping[str, Any], scheme: Scheme
     rounded = load_model(base, dtype)
     round_layers(rounded, names, scheme)
     return Readers(full, load_dequantized(decode), rounded)
-
-
-def _scales_check(decode: Path) -> Check:
-    name, compared = "numeric.scales", "the scale of every group of weights with 0"
-    bad: list[str] = []
-    groups = 0
-    with DecodeCheckpoint(decode) as checkpoint:
-        for layer in checkpoint.layers():
-            dead = ~(torch.isfinite(layer.scales.float()) & (layer.scales.float() > 0))
-            groups += dead.numel()
-            if dead.any():
-                bad.append(f"{layer.name}: {int(dead.sum())} of {dead.numel()}")
-    if bad:
-        found = "groups whose scale is zero or not finite, all of their weights lost: "
-        message = found + "; ".join(bad[:6])
-        return Check(name, Outcome.FAILED, compared, message, OTHER_WEIGHTS)
-    return Check(name, Outcome.PASSED, compared, f"all {groups} scales are positive and finite")
 
 
 def _cache_check(drifts: Sequence[Sequence[LayerDrift]], settings: VerifyConfig) -> Check:
