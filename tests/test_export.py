@@ -179,6 +179,15 @@ def test_folders_that_make_no_bundle(modules: dict[str, Path], tmp_path: Path) -
     assert f"{modules['full']} was tuned by" in found
     assert f"{modules['base']} has neither" in found
     assert "no folder is of `qsun tune`" in message(modules["decode"])
+    shutil.copytree(modules["lora"] / "records", tmp_path / "old" / "records")
+    path = tmp_path / "old" / "records" / "tuning.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | {"command": record["command"] + " --gone"}))
+    (tmp_path / "broken" / "records").mkdir(parents=True)
+    (tmp_path / "broken" / "records" / "tuning.json").write_text("{")
+    found = message(modules["decode"], tmp_path / "old", tmp_path / "broken")
+    assert "--gone" in found
+    assert "is not a qsun record" in found
     kept = modules["lora-config"].read_text(encoding="utf-8")
     modules["lora-config"].write_text(kept.replace("task.yaml", "other.yaml"), encoding="utf-8")
     try:

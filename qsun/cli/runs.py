@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from qsun.cli import tune
 from qsun.config import RunConfig, load_config
-from qsun.errors import ConfigError, bullet_list
+from qsun.errors import ConfigError, QsunError, bullet_list
+from qsun.jobs.export import QUANTIZATION
+from qsun.jobs.prepare_export import TUNING
 from qsun.records import read_record
-
-QUANTIZATION, TUNING = "records/quantization.json", "records/tuning.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def runs_config(folders: Sequence[Path], overrides: Sequence[str]) -> tuple[RunC
             continue
         try:
             tuned.append(_tuned(folder))
-        except ConfigError as error:
+        except QsunError as error:
             problems.append(str(error))
     if len(decodes) != 1:
         found = ", ".join(map(str, decodes)) or "none"
@@ -79,15 +81,13 @@ def _tuned(folder: Path) -> Tuned:
     words = shlex.split(record.command)
     if words[:2] != ["qsun", "tune"]:
         raise ConfigError(f"{folder} was not tuned by the command `qsun tune`: {record.command}")
-    given: dict[str, Any] = tune.command.make_context("tune", words[2:]).params
     try:
+        given: dict[str, Any] = tune.command.make_context("tune", words[2:]).params
         run = load_config(given["config"], given["overrides"])
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: the config that tuned it: {error}") from error
-    if (run.base.model, list(run.tasks)) != (
-        record.config["base"]["model"],
-        record.config["tasks"],
-    ):
+    except (click.ClickException, ConfigError) as error:
+        raise ConfigError(f"{folder}: what tuned it, {record.command}: {error}") from error
+    base, tasks = record.config["base"]["model"], record.config["tasks"]
+    if (run.base.model, list(run.tasks)) != (base, tasks):
         raise ConfigError(f"{folder}: {given['config']} names another base or tasks since")
     return Tuned(folder, given["task"], given["config"], run)
 
