@@ -6,7 +6,7 @@ worker to read the prompt by itself is an error here, and nothing is sent to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ PARAMETERS = (
     "remote_port",
 )
 TOKEN_PREFIX = "token_id:"
+# How the guard in a prefill worker marks whose cache it is; see guard/qsun_guard.py.
+SEAL, SEPARATOR, SEAL_DIGITS = "qsun", "|", 16
 
 
 class HandOffError(ServingEnvironmentError):
@@ -37,6 +39,19 @@ class Answer:
     tokens: list[int]
     log_probabilities: list[float]
     likeliest: list[dict[int, float]]
+
+
+@dataclass(frozen=True)
+class WrittenAs:
+    """Whose cache it must be: a task's, of the bundle with this digest."""
+
+    task: str
+    bundle: str
+
+    @property
+    def seal(self) -> list[str]:
+        """What the guard puts before the engine's id."""
+        return [SEAL, self.bundle[:SEAL_DIGITS], self.task]
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,9 @@ class Asked:
 
 
 def hand_off(
-    prefill: VllmServer, decode: VllmServer, task: str, asked: Asked, likeliest: int = 0
+    prefill: VllmServer, decode: VllmServer, written: WrittenAs, asked: Asked, likeliest: int = 0
 ) -> Answer:
-    """The decode worker's answer, on the cache that the prefill worker wrote as `task`.
+    """The decode worker's answer, on the cache that the prefill worker wrote as asked.
 
     Raises:
         HandOffError: a prompt under 2 tokens, or one that the prefill worker did not hand over.
@@ -79,7 +94,9 @@ def hand_off(
     """
     if len(asked.prompt) < 2:
         raise HandOffError("a prompt of one token leaves nothing to hand over")
-    parameters = _written_by(prefill, task, asked)
+    body = asked.body(1, 0) | {"model": written.task, "kv_transfer_params": KEEP_FOR_DECODE}
+    answer = prefill.post(COMPLETIONS, body)
+    parameters = handed_over(answer, asked.prompt, written, prefill.name)
     body = asked.body(asked.new_tokens, likeliest) | {"kv_transfer_params": parameters}
     return _answer(decode.post(COMPLETIONS, body))
 
@@ -94,24 +111,35 @@ def complete(worker: VllmServer, asked: Asked, task: str = "", likeliest: int = 
     return _answer(worker.post(COMPLETIONS, body | {"model": task or worker.model}))
 
 
-def _written_by(prefill: VllmServer, task: str, asked: Asked) -> Mapping[str, Any]:
-    """Have the prompt's cache written and kept; where it lies, as the decode worker needs it."""
-    body = asked.body(1, 0) | {"model": task, "kv_transfer_params": KEEP_FOR_DECODE}
-    found = prefill.post(COMPLETIONS, body)
-    if found["choices"][0].get("prompt_token_ids") != list(asked.prompt):
-        raise HandOffError(f"{prefill.name} read other tokens than it was sent for {task}")
-    parameters: Mapping[str, Any] = found.get("kv_transfer_params") or {}
+def handed_over(
+    answer: Mapping[str, Any], prompt: Sequence[int], written: WrittenAs, worker: str
+) -> dict[str, Any]:
+    """Where a prompt's cache lies, as the decode worker needs it, out of `worker`'s answer.
+
+    Raises:
+        HandOffError: it is not the whole prompt's, not this task's or not of this bundle.
+    """
+    if answer["choices"][0].get("prompt_token_ids") != list(prompt):
+        raise HandOffError(f"{worker} read other tokens than it was sent for {written.task}")
+    parameters: dict[str, Any] = answer.get("kv_transfer_params") or {}
     missing = [name for name in PARAMETERS if not parameters.get(name)]
     if missing or not parameters.get("do_remote_prefill"):
         raise HandOffError(
-            f"{prefill.name} handed nothing over for {task}: its answer lacks "
+            f"{worker} handed nothing over for {written.task}: its answer lacks "
             f"{', '.join(missing) or 'do_remote_prefill'}. Is its NIXL connector on?"
         )
     # With a block more in the prompt than was written, the decode engine would end for all tasks.
-    if parameters.get("remote_num_tokens") != len(asked.prompt):
+    if parameters.get("remote_num_tokens") != len(prompt):
         raise HandOffError(
-            f"{prefill.name} wrote {parameters.get('remote_num_tokens')} of "
-            f"{len(asked.prompt)} prompt tokens for {task}"
+            f"{worker} wrote {parameters.get('remote_num_tokens')} of "
+            f"{len(prompt)} prompt tokens for {written.task}"
+        )
+    sealed_as = str(parameters["remote_engine_id"]).split(SEPARATOR)[:-1]
+    if sealed_as != written.seal:
+        found = SEPARATOR.join(sealed_as) or "no seal"
+        raise HandOffError(
+            f"{worker} wrote another module's cache for {written.task}: {found}, not "
+            f"{SEPARATOR.join(written.seal)}. Is it a worker of this bundle, with its guard?"
         )
     return parameters
 

@@ -38,6 +38,11 @@ SERVED_BOUNDARY = "n-1"
 ROUTER_PORT = 8000
 SIDE_CHANNEL_PORT = 5600
 CPU_BLOCK_TOKENS = 128
+GUARD_MODULE = "qsun_guard"
+LEASE_S = 30
+"""How long a prompt's cache is kept for the decode worker that is to fetch it."""
+DECODE_STREAMS = 256
+"""Requests that a decode worker answers at once: one more would wait there, its lease running."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes no others
 TASK_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
 PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -163,23 +168,32 @@ def _arguments(manifest: Manifest, accelerator: Accelerator, model: _Model) -> I
     yield from ("--max-model-len", str(manifest.max_tokens))
     yield from ("--dtype", str(manifest.kv_layout["dtype"]))
     yield from ("--kv-cache-dtype", manifest.kv_cache_dtype)
-    yield from ("--kv-transfer-config", json.dumps(_kv_transfer(accelerator)))
+    yield from ("--kv-transfer-config", json.dumps(_kv_transfer(accelerator, model)))
     # A prompt may hold an earlier response. D has that one's keys and values in its own cache, but
     # a prompt's have to come from P.
     yield f"--{'no-' if model.role == 'decode' else ''}enable-prefix-caching"
     yield from ("--seed", "0", "--no-trust-remote-code", "--no-enable-log-requests")
+    if model.role == "decode":
+        yield from ("--max-num-seqs", str(DECODE_STREAMS))
     if accelerator == "cpu":
         yield from ("--block-size", str(CPU_BLOCK_TOKENS), "--enforce-eager")
 
 
-def _kv_transfer(accelerator: Accelerator) -> dict[str, Any]:
+def _kv_transfer(accelerator: Accelerator, model: _Model) -> dict[str, Any]:
     return {
         "kv_connector": "NixlConnector",
+        # The guard: vLLM's connector under its own name, with refusals. See guard/qsun_guard.py.
+        "kv_connector_module_path": GUARD_MODULE,
         "kv_role": "kv_both",
         "kv_buffer_device": "cpu" if accelerator == "cpu" else "cuda",
         # The other policy lets D compute the prompt: the wrong model, with status 200.
         "kv_load_failure_policy": "fail",
-        "kv_connector_extra_config": {"enforce_handshake_compat": True},
+        "kv_connector_extra_config": {
+            "enforce_handshake_compat": True,
+            "kv_lease_duration": LEASE_S,
+            "qsun_bundle": posixpath.relpath(".", model.folder),
+            "qsun_role": model.role,
+        },
     }
 
 

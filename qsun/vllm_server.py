@@ -92,13 +92,13 @@ class VllmServer:
             )
         except httpx.HTTPError as error:
             raise ServingEnvironmentError(
-                f"{self.name} did not answer {path}: {error!r}\n{_reason(self.log)}"
+                f"{self.name} did not answer {path}: {error!r}\n{last_errors(self.log)}"
             ) from error
         if answer.is_success:
             return answer
         said = f"{self.name} answered {path} with status {answer.status_code}: {answer.text[:300]}"
         # A request that was refused is told why in full; what broke stands in the log.
-        log = f"\n{_reason(self.log)}" if answer.is_server_error else ""
+        log = f"\n{last_errors(self.log)}" if answer.is_server_error else ""
         raise ServingEnvironmentError(said + log)
 
 
@@ -140,13 +140,13 @@ def serve_all(
     """
     with ExitStack() as stack:
         processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(_stop, processes)
+        stack.callback(stop_servers, processes)
         servers = []
         for command, port in zip(commands, free_ports(len(commands)), strict=True):
             log = stack.enter_context(
                 tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
             )
-            processes.append(_start(python, command, port, log))
+            processes.append(start_server(python, command, port, log))
             servers.append(VllmServer(f"http://127.0.0.1:{port}", command.model, log, command.name))
         deadline = time.monotonic() + start_timeout_s
         for server, process in zip(servers, processes, strict=True):
@@ -163,9 +163,10 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _start(
+def start_server(
     python: Path, command: ServerCommand, port: int, log: IO[str]
 ) -> subprocess.Popen[bytes]:
+    """Start one server, the leader of a process group of its own; it is not waited for."""
     return subprocess.Popen(
         [
             *(str(python), str(PROGRAM), str(os.getpid()), SERVER_MODULE),
@@ -187,7 +188,7 @@ def _wait_ready(
         if process.poll() is not None:
             raise ServingEnvironmentError(
                 f"{server.name} ended with code {process.returncode} while starting:\n"
-                f"{_reason(server.log)}"
+                f"{last_errors(server.log)}"
             )
         try:
             if httpx.get(f"{server.url}/health", timeout=5.0, trust_env=False).is_success:
@@ -196,18 +197,20 @@ def _wait_ready(
             pass  # not listening yet; the deadline and the process's end are watched above
         time.sleep(0.25)
     raise ServingEnvironmentError(
-        f"{server.name} was not ready within {timeout_s} s:\n{_reason(server.log)}"
+        f"{server.name} was not ready within {timeout_s} s:\n{last_errors(server.log)}"
     )
 
 
-def _reason(log: IO[str]) -> str:
+def last_errors(log: IO[str]) -> str:
+    """What a server's log says of why it failed, or its last lines."""
     log.seek(0)
     lines = [line.rstrip() for line in log if line.strip()]
     errors = [line for line in lines if "Error" in line or "error:" in line]
     return "\n".join(f"  | {line[:240]}" for line in (errors or lines)[-8:])
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def stop_servers(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End servers and what they have started: by a signal that they can handle, then without."""
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         running = [process for process in processes if process.poll() is None]
         for process in running:

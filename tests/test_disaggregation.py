@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qsun.disaggregation import Answer, Asked, HandOffError, hand_off
+from qsun.disaggregation import Answer, Asked, HandOffError, WrittenAs, hand_off
 from qsun.environments import find_serving_environment
 from qsun.errors import ServingEnvironmentError
 from qsun.references import Reference
@@ -25,7 +25,7 @@ from qsun.worker_counts import WorkerCounts, worker_counts
 
 PARAMETERS = {
     "do_remote_prefill": True,
-    "remote_engine_id": "p",
+    "remote_engine_id": "qsun|0123456789abcdef|math|p",
     "remote_request_id": "r",
     "remote_block_ids": [[1]],
     "remote_host": "127.0.0.1",
@@ -33,6 +33,7 @@ PARAMETERS = {
     "remote_num_tokens": 3,
 }
 ASKED = Asked((5, 6, 7), 2, "salt")
+MATH = WrittenAs("math", "0123456789abcdef" + 48 * "7")
 METRICS = """
 # HELP vllm:prompt_tokens_by_source_total Number of prompt tokens by source.
 # TYPE vllm:prompt_tokens_by_source_total counter
@@ -76,7 +77,7 @@ def decode() -> Told:
 
 def test_the_decode_worker_gets_the_same_tokens_and_where_their_cache_lies() -> None:
     first, second = prefill(PARAMETERS), decode()
-    answer = hand_off(first, second, "math", ASKED)
+    answer = hand_off(first, second, MATH, ASKED)
     assert answer == Answer([8, 9], [-0.5, -1.0], [{8: -0.5}, {9: -1.0}])
     (asked,), (told,) = first.sent, second.sent
     assert (asked["model"], asked["max_tokens"]) == ("math", 1)
@@ -95,6 +96,18 @@ def test_the_decode_worker_gets_the_same_tokens_and_where_their_cache_lies() -> 
         (prefill(PARAMETERS | {"do_remote_prefill": False}), "do_remote_prefill"),
         (prefill(PARAMETERS | {"remote_num_tokens": 2}), "wrote 2 of 3"),
         (prefill(PARAMETERS, read=(5, 6, 8)), "read other tokens"),
+        (
+            prefill(PARAMETERS | {"remote_engine_id": "p"}),
+            "no seal, not qsun|0123456789abcdef|math",
+        ),
+        (
+            prefill(PARAMETERS | {"remote_engine_id": "qsun|0123456789abcdef|tools|p"}),
+            "another module's cache for math: qsun|0123456789abcdef|tools",
+        ),
+        (
+            prefill(PARAMETERS | {"remote_engine_id": "qsun|fedcba9876543210|math|p"}),
+            "another module's cache for math",
+        ),
     ],
 )
 def test_what_was_not_handed_over_is_never_asked_of_the_decode_worker(
@@ -102,14 +115,14 @@ def test_what_was_not_handed_over_is_never_asked_of_the_decode_worker(
 ) -> None:
     second = decode()
     with pytest.raises(HandOffError, match=named):
-        hand_off(first, second, "math", ASKED)
+        hand_off(first, second, MATH, ASKED)
     assert second.sent == []
 
 
 def test_a_prompt_of_one_token_is_asked_of_no_worker() -> None:
     first, second = prefill(PARAMETERS), decode()
     with pytest.raises(HandOffError, match="one token"):
-        hand_off(first, second, "math", Asked((5,), 2, "salt"))
+        hand_off(first, second, MATH, Asked((5,), 2, "salt"))
     assert first.sent == second.sent == []
 
 

@@ -13,7 +13,15 @@ import pytest
 from qsun.environments import serving_python
 from qsun.errors import IncompatibleError
 from qsun.export.containers import VLLM_IMAGE
-from qsun.launch_spec import Accelerator, WorkerSpec, launch_spec, read_launch_spec
+from qsun.launch_spec import (
+    DECODE_STREAMS,
+    GUARD_MODULE,
+    LEASE_S,
+    Accelerator,
+    WorkerSpec,
+    launch_spec,
+    read_launch_spec,
+)
 from tests.manifests import KV_LAYOUT, manifest, prefill_module
 
 # vLLM's own parser, in its own environment; no engine is made. Shortened names are refused, which
@@ -45,6 +53,7 @@ for arguments in json.load(sys.stdin):
             "log_requests": found.enable_log_requests, "block_size": found.block_size,
             "policy": transfer.kv_load_failure_policy, "device": transfer.kv_buffer_device,
             "connector": transfer.kv_connector, "extra": transfer.kv_connector_extra_config,
+            "module": transfer.kv_connector_module_path, "streams": found.max_num_seqs,
         })
     except (ValueError, TypeError) as error:
         answers.append({"error": str(error)})
@@ -96,10 +105,18 @@ def test_vllm_takes_every_argument(parsed: tuple[str, list[dict[str, Any]]]) -> 
     assert accepted[0]["rank"] == 64
     assert [answer["block_size"] for answer in accepted] == 4 * [128] + 4 * [None]
     assert [answer["device"] for answer in accepted] == 4 * ["cpu"] + 4 * ["cuda"]
-    for answer in accepted:
+    assert [answer["streams"] for answer in accepted] == 2 * [None, None, None, DECODE_STREAMS]
+    roles = 2 * ["prefill", "prefill", "prefill", "decode"]
+    for answer, role, root in zip(accepted, roles, 2 * ["..", "../..", "../..", ".."], strict=True):
         assert answer["connector"] == "NixlConnector"
+        assert answer["module"] == GUARD_MODULE
         assert answer["policy"] == "fail"
-        assert answer["extra"] == {"enforce_handshake_compat": True}
+        assert answer["extra"] == {
+            "enforce_handshake_compat": True,
+            "kv_lease_duration": LEASE_S,
+            "qsun_bundle": root,
+            "qsun_role": role,
+        }
         assert answer["remote_code"] is False
         assert answer["log_requests"] is False
 
@@ -150,7 +167,12 @@ def test_p_and_d_agree_in_all_that_shapes_the_cache(accelerator: Accelerator) ->
         ("--seed", "0"),
     ):
         assert {value(worker, argument) for worker in workers} == {expected}
-    assert len({value(worker, "--kv-transfer-config") for worker in workers}) == 1
+    transfers = [json.loads(value(worker, "--kv-transfer-config")) for worker in workers]
+    for transfer, worker in zip(transfers, workers, strict=True):
+        own = transfer["kv_connector_extra_config"]
+        assert own.pop("qsun_role") == worker.role
+        assert posixpath.normpath(posixpath.join(worker.folder, own.pop("qsun_bundle"))) == "."
+    assert transfers == len(workers) * transfers[:1]
 
 
 @pytest.mark.parametrize(

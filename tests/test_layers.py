@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "tune", "quantize", "export", "verify")
+STAGES = ("calibrate", "tune", "quantize", "export", "verify", "serve")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
     ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
@@ -16,12 +16,23 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
         *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
-        *("bundle", "verdict", "launch_spec", "hub", "workers", "worker_counts", "disaggregation"),
+        *(
+            "guard",
+            "bundle",
+            "verdict",
+            "launch_spec",
+            "hub",
+            "workers",
+            "worker_counts",
+            "disaggregation",
+        ),
     ),
     STAGES,
     ("jobs",),
     ("cli",),
 )
+GUARD = "qsun.guard.qsun_guard"
+IN_SERVING = {GUARD, "qsun.vllm_process"}
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 
@@ -103,11 +114,17 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(name, ())
 
 
-def test_vllm_is_never_imported() -> None:
-    wrong = [
+def test_vllm_is_imported_by_its_plug_in_alone() -> None:
+    importing = {
         name
         for name, tree in modules().items()
         for other in imports(tree, set())
         if other.partition(".")[0] == "vllm"
-    ]
-    assert wrong == []
+    }
+    assert importing == {GUARD}
+
+
+def test_what_runs_in_the_serving_environment_imports_nothing_of_qsun() -> None:
+    found = qsun_imports()
+    assert [name for name in sorted(IN_SERVING) if found[name]] == []
+    assert [name for name, others in found.items() if others & IN_SERVING - {name}] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +16,18 @@ import pytest
 import yaml
 
 from qsun.bundle import Manifest
+from qsun.config import ServeConfig
 from qsun.errors import IncompatibleError
 from qsun.export.containers import PORT
 from qsun.export.serving_files import write_serving_files
-from qsun.launch_spec import launch_spec, read_launch_spec
+from qsun.launch_spec import LAUNCH_SPEC, launch_spec, read_launch_spec
+from qsun.serve.external import read_external
+from qsun.verify.static.serving_files import compare_serving
 from tests.manifests import manifest, prefill_module
 
 WORKERS = ("prefill", "prefill-code-v2", "prefill-sql", "decode")
 KUBERNETES_VERSIONS = ("1.30", "1.37")
+GUARD = Path(__file__).parent.parent / "qsun/guard/qsun_guard.py"
 Document = dict[str, Any]
 
 
@@ -86,7 +91,7 @@ def selects(selector: Document, labels: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_every_manifest_is_valid(documents: list[Document], version: str) -> None:
-    assert len(documents) == 1 + 2 * (len(WORKERS) + 1)
+    assert len(documents) == 2 + 2 * (len(WORKERS) + 1)
     for document in documents:
         assert kubernetes_validate.validate(document, version, strict=True) == version
 
@@ -186,7 +191,96 @@ def test_the_workers_list_has_addresses_that_exist(
     ]
     in_pod = container(pods(documents)["router"])
     assert router == [*in_pod["command"], *in_pod["args"]]
-    assert router == ["qsun", "serve", "--external", "/bundle/serving/workers.json"]
+    assert router == ["qsun", "serve", "/bundle", "--external", "/bundle/serving/workers.json"]
+
+
+def test_the_router_reads_the_workers_list(folder: Path) -> None:
+    """What `qsun serve --external` makes of it: its own reader takes the exported file."""
+    tasks = [module.task for module in manifest().prefill]
+    found = read_external(folder / "serving/workers.json", tasks)
+    assert (found.host, found.port) == ("0.0.0.0", PORT)
+    assert [one.name for one in found.workers] == list(WORKERS)
+
+
+def test_compose_mounts_the_guard_in_every_worker(compose: Document, folder: Path) -> None:
+    (config,) = compose["configs"].items()
+    name, source = config
+    # With `content`, Compose starts no service whose file system is read-only.
+    assert source.keys() == {"file"}
+    assert (folder / "serving" / source["file"]).read_bytes() == GUARD.read_bytes()
+    for worker in WORKERS:
+        service = compose["services"][worker]
+        assert service["configs"] == [{"source": name, "target": "/guard/qsun_guard.py"}]
+        assert service["environment"]["PYTHONPATH"] == "/guard"
+        assert service["read_only"]
+    router = compose["services"]["router"]
+    assert "configs" not in router
+    assert "PYTHONPATH" not in router["environment"]
+
+
+def test_kubernetes_mounts_the_guard_in_every_worker(documents: list[Document]) -> None:
+    ((name, guard),) = of_kind(documents, "ConfigMap").items()
+    assert guard["data"] == {"qsun_guard.py": GUARD.read_text(encoding="utf-8")}
+    assert guard["immutable"]
+    for worker, pod in pods(documents).items():
+        volumes = [one for one in pod["spec"]["volumes"] if "configMap" in one]
+        mounts = [one for one in container(pod)["volumeMounts"] if one["mountPath"] == "/guard"]
+        paths = [one["value"] for one in container(pod)["env"] if one["name"] == "PYTHONPATH"]
+        if worker == "router":
+            assert volumes == mounts == paths == []
+            continue
+        assert volumes == [{"name": mounts[0]["name"], "configMap": {"name": name}}]
+        assert mounts[0]["readOnly"]
+        assert paths == ["/guard"]
+
+
+def test_another_guard_has_another_name(
+    documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsun.export.kubernetes.guard_source", lambda: "# another\n")
+    write_serving_files(tmp_path, manifest())
+    others = list(yaml.safe_load_all((tmp_path / "serving/kubernetes.yaml").read_text()))
+    (name,), (other,) = of_kind(documents, "ConfigMap"), of_kind(others, "ConfigMap")
+    assert name != other
+    for kind in ("Service", "NetworkPolicy"):
+        assert of_kind(documents, kind) == of_kind(others, kind)
+
+
+def test_compose_interpolates_the_router_s_address_alone(folder: Path) -> None:
+    text = (folder / "serving/compose.yaml").read_text()
+    assert text.count("$") == text.count("${QSUN_ADDRESS:-127.0.0.1}") == 1
+
+
+def test_the_guard_s_settings_are_those_of_its_worker(folder: Path, tmp_path: Path) -> None:
+    assert "workers" in compare_serving(folder, manifest())
+    for role, changed, problem in (
+        ("decode", {"kv_connector_module_path": None}, "is None, not the guard"),
+        ("prefill", {"kv_connector_module_path": "other"}, "is other, not the guard"),
+        ("decode", extra(qsun_role="prefill"), "qsun_role is prefill, not decode"),
+        ("decode", {"kv_connector_extra_config": None}, "qsun_role is None, not decode"),
+        ("prefill", extra(qsun_bundle="../.."), r"qsun_bundle is \.\./\.\., not the bundle"),
+        ("decode", extra(qsun_bundle="../base"), r"qsun_bundle is \.\./base, not the bundle"),
+    ):
+        broken = shutil.copytree(folder, tmp_path / "bundle", dirs_exist_ok=True)
+        change_transfer(broken / LAUNCH_SPEC, role, changed)
+        with pytest.raises(IncompatibleError, match=problem):
+            compare_serving(broken, manifest())
+
+
+def extra(**changed: str) -> Document:
+    known = {"enforce_handshake_compat": True, "qsun_role": "decode", "qsun_bundle": ".."}
+    return {"kv_connector_extra_config": known | changed}
+
+
+def change_transfer(path: Path, role: str, changed: Document) -> None:
+    """Change what the connectors of a role's workers are told."""
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    for worker in spec["workers"]:
+        if worker["role"] == role:
+            place = worker["arguments"].index("--kv-transfer-config") + 1
+            config = json.loads(worker["arguments"][place]) | changed
+            worker["arguments"][place] = json.dumps(config)
+    path.write_text(json.dumps(spec), encoding="utf-8")
 
 
 def test_compose_publishes_the_router_s_port_alone(compose: Document) -> None:
@@ -219,7 +313,24 @@ def test_compose_services_can_change_nothing(compose: Document) -> None:
         ]
         # Kernels compiled at run time are loaded from these.
         assert all(":exec" in one for one in service["tmpfs"])
-        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_compose_asks_whether_a_service_may_be_asked(compose: Document) -> None:
+    for name, service in compose["services"].items():
+        kind, interpreter, option, program = service["healthcheck"]["test"]
+        assert (kind, interpreter, option) == ("CMD", "python3", "-c")
+        compile(program, name, "exec")
+        path = "/ready" if name == "router" else "/health"
+        assert f"'http://127.0.0.1:{PORT}{path}'" in program
+
+
+def test_the_router_has_time_to_let_answers_end(
+    compose: Document, documents: list[Document]
+) -> None:
+    for name, pod in pods(documents).items():
+        seconds = pod["spec"]["terminationGracePeriodSeconds"]
+        assert compose["services"][name]["stop_grace_period"] == f"{seconds}s"
+        assert seconds > ServeConfig().drain_s
 
 
 def allowed(
@@ -331,8 +442,13 @@ def test_workers_get_a_gpu_and_are_asked_for_their_health(documents: list[Docume
         gpus = {"nvidia.com/gpu": 1}
         wanted = None if name == "router" else {"requests": gpus, "limits": gpus}
         assert found.get("resources") == wanted
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert found[probe]["httpGet"] == {"path": "/health", "port": "http"}
+        ready = "/ready" if name == "router" else "/health"
+        for probe, path in (
+            ("startupProbe", "/health"),
+            ("readinessProbe", ready),
+            ("livenessProbe", "/health"),
+        ):
+            assert found[probe]["httpGet"] == {"path": path, "port": "http"}
         start = found["startupProbe"]
         assert start["periodSeconds"] * start["failureThreshold"] >= 900
 

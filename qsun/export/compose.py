@@ -7,24 +7,25 @@ from typing import Any
 from qsun.export.containers import (
     BUNDLE,
     GROUP,
-    HEALTH,
+    GUARD_FILE,
+    GUARD_FOLDER,
     PORT,
     SCRATCH_FOLDERS,
     SIDE_CHANNEL_HOST,
     START_S,
+    STOP_S,
     USER,
     Container,
     router_container,
     worker_containers,
 )
-from qsun.launch_spec import LaunchSpec
+from qsun.launch_spec import GUARD_MODULE, LaunchSpec
 
 WORKERS_NETWORK = "workers"
 CLIENTS_NETWORK = "clients"
-HEALTH_CHECK = (
-    f"import urllib.request as request; "
-    f"request.urlopen('http://127.0.0.1:{PORT}{HEALTH}', timeout=5)"
-)
+# Beside the Compose file. Not `content` in it: Compose copies that into the container, and does not
+# start one whose file system is read-only. Not `.py`: a bundle holds nothing that Python imports.
+GUARD_TEXT = f"{GUARD_MODULE}.txt"
 
 
 def compose(spec: LaunchSpec, project: str) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def compose(spec: LaunchSpec, project: str) -> dict[str, Any]:
         "name": project,
         "services": services,
         "networks": {WORKERS_NETWORK: {"internal": True}, CLIENTS_NETWORK: {}},
+        "configs": {GUARD_MODULE: {"file": f"./{GUARD_TEXT}"}},
     }
 
 
@@ -50,6 +52,7 @@ def _worker(worker: Container, gpu: int) -> dict[str, Any]:
     device = {"driver": "nvidia", "device_ids": [str(gpu)], "capabilities": ["gpu"]}
     return _service(worker) | {
         "networks": [WORKERS_NETWORK],
+        "configs": [{"source": GUARD_MODULE, "target": f"{GUARD_FOLDER}/{GUARD_FILE}"}],
         "shm_size": "2gb",
         "deploy": {"resources": {"reservations": {"devices": [device]}}},
     }
@@ -71,14 +74,21 @@ def _service(container: Container) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", HEALTH_CHECK],
+            "test": ["CMD", "python3", "-c", _health_check(container.ready)],
             "interval": "10s",
             "timeout": "10s",
             "retries": 6,
             "start_period": f"{START_S}s",
         },
         "restart": "unless-stopped",
+        "stop_grace_period": f"{STOP_S}s",
     }
+
+
+def _health_check(path: str) -> str:
+    """A Python program that fails where `path` is not answered with success."""
+    url = f"http://127.0.0.1:{PORT}{path}"
+    return f"import urllib.request as request; request.urlopen('{url}', timeout=5)"
 
 
 def _environment(container: Container) -> dict[str, str]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsun import __version__
-from qsun.launch_spec import NOTE, LaunchSpec, WorkerSpec
+from qsun.launch_spec import GUARD_MODULE, NOTE, LaunchSpec, WorkerSpec
 from qsun.vllm_server import SERVER_MODULE
+from qsun.workers import GUARD
 
 # The vLLM whose argument parser the tests ask; later images may take other arguments.
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
@@ -18,16 +19,24 @@ HOME = "/home/vllm"
 SCRATCH_FOLDERS = (HOME, "/tmp")
 BUNDLE = "/bundle"
 WORKERS_FILE = "serving/workers.json"
+GUARD_FOLDER = "/guard"
+GUARD_FILE = f"{GUARD_MODULE}.py"
 PORT = 8000
 HEALTH = "/health"
+READY = "/ready"
 START_S = 900
 """Longest start: loading from a cold disk, compiling and capturing CUDA graphs."""
+STOP_S = 60
+"""Longest end: the router first lets answers end, for its `drain_s`."""
 SIDE_CHANNEL_HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
 
 
 @dataclass(frozen=True)
 class Container:
-    """One container. `gpus` is how many it gets; `name` is also its host name for the others."""
+    """One container. `gpus` is how many it gets; `name` is also its host name for the others.
+
+    `ready` is the path that tells whether it may be asked.
+    """
 
     name: str
     role: str
@@ -36,6 +45,17 @@ class Container:
     command: tuple[str, ...]
     environment: dict[str, str]
     gpus: int
+    ready: str
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the guard lies in `GUARD_FOLDER`: in every worker, nowhere else."""
+        return self.role != "router"
+
+
+def guard_source() -> str:
+    """The guard, as vLLM's Python imports it in a worker."""
+    return (GUARD / GUARD_FILE).read_text(encoding="utf-8")
 
 
 def worker_containers(spec: LaunchSpec) -> list[Container]:
@@ -45,8 +65,16 @@ def worker_containers(spec: LaunchSpec) -> list[Container]:
 
 def router_container() -> Container:
     """The router's: it alone is to be reached, and reads from `WORKERS_FILE` where workers are."""
-    command = ("qsun", "serve", "--external", f"{BUNDLE}/{WORKERS_FILE}")
-    return Container("router", "router", ROUTER_IMAGE, BUNDLE, command, {"HOME": HOME}, gpus=0)
+    return Container(
+        name="router",
+        role="router",
+        image=ROUTER_IMAGE,
+        folder=BUNDLE,
+        command=("qsun", "serve", BUNDLE, "--external", f"{BUNDLE}/{WORKERS_FILE}"),
+        environment={"HOME": HOME},
+        gpus=0,
+        ready=READY,
+    )
 
 
 def external_workers(spec: LaunchSpec) -> dict[str, Any]:
@@ -77,6 +105,7 @@ def _worker(worker: WorkerSpec) -> Container:
             *("python3", "-m", SERVER_MODULE, *worker.arguments),
             *("--host", "0.0.0.0", "--port", str(PORT)),
         ),
-        environment=worker.environment | {"HOME": HOME, "USER": "vllm"},
+        environment=worker.environment | {"HOME": HOME, "USER": "vllm", "PYTHONPATH": GUARD_FOLDER},
         gpus=1,
+        ready=HEALTH,
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from qsun.export.containers import (
     BUNDLE,
     GROUP,
+    GUARD_FILE,
+    GUARD_FOLDER,
     HEALTH,
     PORT,
     SCRATCH_FOLDERS,
     SIDE_CHANNEL_HOST,
     START_S,
+    STOP_S,
     USER,
     Container,
+    guard_source,
     router_container,
     worker_containers,
 )
@@ -30,12 +35,26 @@ LAST_PORT = 65535
 def kubernetes(spec: LaunchSpec, instance: str) -> list[dict[str, Any]]:
     """All manifests, for a namespace of their own. `instance` is a label's value."""
     labels = {"app.kubernetes.io/name": "qsun", "app.kubernetes.io/instance": instance}
-    router = router_container()
-    manifests = [_network_policy(labels)]
-    for container in [*worker_containers(spec), router]:
+    guard = _guard(labels)
+    manifests = [_network_policy(labels), guard]
+    for container in [*worker_containers(spec), router_container()]:
         own = labels | {ROLE: container.role, "qsun/container": container.name}
-        manifests += [_service(container, own), _deployment(container, own)]
+        pod = _pod(container, guard["metadata"]["name"])
+        manifests += [_service(container, own), _deployment(container, own, pod)]
     return manifests
+
+
+def _guard(labels: dict[str, str]) -> dict[str, Any]:
+    """The guard's source. Another one has another name, so that no pod gets it while it runs."""
+    source = guard_source()
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"guard-{digest[:8]}", "labels": labels},
+        "immutable": True,
+        "data": {GUARD_FILE: source},
+    }
 
 
 def _network_policy(labels: dict[str, str]) -> dict[str, Any]:
@@ -83,7 +102,9 @@ def _service(container: Container, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _deployment(container: Container, labels: dict[str, str]) -> dict[str, Any]:
+def _deployment(
+    container: Container, labels: dict[str, str], pod: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -96,38 +117,42 @@ def _deployment(container: Container, labels: dict[str, str]) -> dict[str, Any]:
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
             },
-            "template": {"metadata": {"labels": labels}, "spec": _pod(container)},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
 
 
-def _pod(container: Container) -> dict[str, Any]:
-    scratch = {f"scratch-{number}": path for number, path in enumerate(SCRATCH_FOLDERS)}
-    volumes: list[dict[str, Any]] = [{"name": name, "emptyDir": {}} for name in scratch]
-    if container.gpus:
-        scratch["shared-memory"] = "/dev/shm"
-        volumes.append(
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
-        )
+def _pod(container: Container, guard: str) -> dict[str, Any]:
     claim = {"claimName": BUNDLE_CLAIM, "readOnly": True}
+    volumes: list[dict[str, Any]] = [{"name": "bundle", "persistentVolumeClaim": claim}]
+    mounts: list[dict[str, Any]] = [{"name": "bundle", "mountPath": BUNDLE, "readOnly": True}]
+    for number, path in enumerate(SCRATCH_FOLDERS):
+        volumes.append({"name": f"scratch-{number}", "emptyDir": {}})
+        mounts.append({"name": f"scratch-{number}", "mountPath": path})
+    if container.gpus:
+        memory = {"medium": "Memory", "sizeLimit": "2Gi"}
+        volumes.append({"name": "shared-memory", "emptyDir": memory})
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    if container.is_guarded:
+        volumes.append({"name": "guard", "configMap": {"name": guard}})
+        mounts.append({"name": "guard", "mountPath": GUARD_FOLDER, "readOnly": True})
     return {
         "automountServiceAccountToken": False,
         # Services' variables could be taken for settings.
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": STOP_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
             "runAsGroup": GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(container, scratch)],
-        "volumes": [{"name": "bundle", "persistentVolumeClaim": claim}, *volumes],
+        "containers": [_container(container, mounts)],
+        "volumes": volumes,
     }
 
 
-def _container(container: Container, scratch: dict[str, str]) -> dict[str, Any]:
-    mounts = [{"name": name, "mountPath": path} for name, path in scratch.items()]
+def _container(container: Container, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": container.role,
         "image": container.image,
@@ -136,15 +161,15 @@ def _container(container: Container, scratch: dict[str, str]) -> dict[str, Any]:
         "args": list(container.command[1:]),
         "env": _environment(container),
         "ports": [{"name": "http", "containerPort": PORT}],
-        "volumeMounts": [{"name": "bundle", "mountPath": BUNDLE, "readOnly": True}, *mounts],
+        "volumeMounts": mounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "startupProbe": _probe(START_PERIOD_S, failures=START_S // START_PERIOD_S),
-        "readinessProbe": _probe(5, failures=2),
-        "livenessProbe": _probe(10, failures=6),
+        "startupProbe": _probe(HEALTH, START_PERIOD_S, failures=START_S // START_PERIOD_S),
+        "readinessProbe": _probe(container.ready, 5, failures=2),
+        "livenessProbe": _probe(HEALTH, 10, failures=6),
     }
     if container.gpus:
         gpus = {"nvidia.com/gpu": container.gpus}
@@ -160,9 +185,9 @@ def _environment(container: Container) -> list[dict[str, Any]]:
     ]
 
 
-def _probe(period_s: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, period_s: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": HEALTH, "port": "http"},
+        "httpGet": {"path": path, "port": "http"},
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

@@ -173,6 +173,7 @@ def _use() -> Iterator[str]:
     yield ""
     yield "`qsun verify FOLDER` says whether these modules belong together: `records/verdict.json`."
     yield ""
+    yield "- `qsun serve FOLDER --decode 2`: workers and router on this machine, one address."
     yield f"- `{LAUNCH_SPEC}`: the workers of one host without a GPU, with their arguments."
     yield (
         f"- `docker compose -f {COMPOSE_FILE} up`: one host, one GPU for each worker; the router "
@@ -185,7 +186,7 @@ def _use() -> Iterator[str]:
     )
     yield (
         f"- Workers run `{VLLM_IMAGE}`. The router's image, `{ROUTER_IMAGE}`, is not published: "
-        "build it from a qsun that has `qsun serve --external`."
+        "build it from qsun's source."
     )
     yield ""
     yield NOTE

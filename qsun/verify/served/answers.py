@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsun.disaggregation import Answer, Asked, complete, hand_off
+from qsun.disaggregation import Answer, Asked, WrittenAs, complete, hand_off
 from qsun.errors import ServingEnvironmentError
 from qsun.progress import track
 from qsun.vllm_server import VllmServer
@@ -19,7 +19,7 @@ LIKELIEST = 5  # log-probabilities told with each token; vLLM gives up to 20
 class Pair:
     """The two workers of a task, and what tells its cache from others'."""
 
-    task: str
+    written: WrittenAs
     prefill: VllmServer
     decode: VllmServer
     salt: str
@@ -29,15 +29,16 @@ class Pair:
 class Served:
     """One prompt's answers. `handed` is the hand-off's, `counts` what the decode worker counted.
 
-    Where the hand-off failed, `error` says why, and there is no answer. `next_turn` tells a prompt
-    that goes on from an earlier one and its answer, in the same cache.
+    `alone` tells that the decode worker answered where nobody had read the prompt for it. Where
+    the hand-off failed, `error` says why, and there is no answer. `next_turn` tells a prompt that
+    goes on from an earlier one and its answer, in the same cache.
     """
 
     prompt: tuple[int, ...]
     next_turn: bool = False
     handed: Answer | None = None
     counts: WorkerCounts | None = None
-    decode_alone: Answer | None = None
+    alone: bool = False
     prefill_alone: Answer | None = None
     error: str | None = None
 
@@ -53,7 +54,7 @@ class Served:
             "next_turn": self.next_turn,
             "counted_by_decode": None if self.counts is None else vars(self.counts),
             "answer": None if self.handed is None else self.handed.tokens,
-            "decode_alone": None if self.decode_alone is None else self.decode_alone.tokens,
+            "decode_alone": self.alone,
             "prefill_alone": None if self.prefill_alone is None else self.prefill_alone.tokens,
             "error": self.error,
         }
@@ -68,7 +69,7 @@ def ask_pair(
     again with its answer in the same cache, as a conversation would.
     """
     found = []
-    for prompt in track(prompts, f"served {pair.task}", len(prompts)):
+    for prompt in track(prompts, f"served {pair.written.task}", len(prompts)):
         salt = f"{pair.salt}.{len(prompt)}"
         served = _ask(pair, Asked(tuple(prompt), new_tokens, salt), next_turn=False)
         found.append(served)
@@ -81,7 +82,7 @@ def ask_pair(
 def _ask(pair: Pair, asked: Asked, next_turn: bool) -> Served:
     try:
         before = counts_of(pair.decode)
-        handed = hand_off(pair.prefill, pair.decode, pair.task, asked, LIKELIEST)
+        handed = hand_off(pair.prefill, pair.decode, pair.written, asked, LIKELIEST)
         counts = counts_since(pair.decode, before, len(asked.prompt))
         # Other salts: neither module alone may find what the hand-off left in a cache.
         apart = Asked(asked.prompt, asked.new_tokens, f"{asked.salt}.alone")
@@ -90,11 +91,20 @@ def _ask(pair: Pair, asked: Asked, next_turn: bool) -> Served:
             next_turn=next_turn,
             handed=handed,
             counts=counts,
-            decode_alone=complete(pair.decode, apart, likeliest=LIKELIEST),
-            prefill_alone=complete(pair.prefill, apart, pair.task, LIKELIEST),
+            alone=_answers_alone(pair.decode, apart),
+            prefill_alone=complete(pair.prefill, apart, pair.written.task, LIKELIEST),
         )
     except ServingEnvironmentError as error:
         return Served(asked.prompt, next_turn, error=str(error))
+
+
+def _answers_alone(decode: VllmServer, asked: Asked) -> bool:
+    """Whether a decode worker reads a prompt by itself. It must not: its guard refuses."""
+    try:
+        complete(decode, asked)
+    except ServingEnvironmentError:
+        return False
+    return True
 
 
 def difference(first: Answer, second: Answer) -> float:

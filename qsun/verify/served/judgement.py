@@ -52,10 +52,11 @@ class Judged:
 
 
 def task_checks(judged: Judged, settings: ServedCheckConfig) -> list[Check]:
-    """The four checks of a task."""
+    """The five checks of a task."""
     return [
         _hand_off(judged),
         _one_prompt_token(judged),
+        _refuses(judged),
         _differs(judged, settings),
         _in_process(judged, settings),
     ]
@@ -65,7 +66,7 @@ def check_names(task: str) -> list[str]:
     """What `task_checks` calls its checks."""
     return [
         f"served.{what}.{task}"
-        for what in ("hand_off", "one_prompt_token", "differs", "in_process")
+        for what in ("hand_off", "one_prompt_token", "refuses", "differs", "in_process")
     ]
 
 
@@ -140,42 +141,45 @@ def _source_problems(served: Served) -> Iterator[str]:
         yield f"{counts.prompt_tokens} were counted: is anybody else using this worker?"
 
 
+def _refuses(judged: Judged) -> Check:
+    """The decode worker answers nothing that no prefill module has read."""
+    asked = [one for one in judged.served if one.counts is not None]
+    wrong = _grouped(
+        ("the decode worker read it by itself, and answered", one) for one in asked if one.alone
+    )
+    return _check(
+        f"served.refuses.{judged.task}",
+        "the decode worker, asked for the same prompts without a cache to fetch",
+        wrong if asked else ["no hand-off took place"],
+        f"it refused all of {len(asked)} prompts",
+        "Start the decode worker with its guard, as the exported launch spec says.",
+    )
+
+
 def _differs(judged: Judged, settings: ServedCheckConfig) -> Check:
-    """The hand-off is neither module alone: over all prompts, by predicted log-probabilities."""
+    """The hand-off is not the prefill module alone, by predicted log-probabilities."""
     name = f"served.differs.{judged.task}"
-    compared = "predictions through the hand-off with those of either module alone"
+    compared = "predictions through the hand-off with those of the prefill module alone"
     answers = [
-        (one.handed, one.decode_alone, one.prefill_alone)
-        for one in judged.served
-        if one.handed and one.decode_alone and one.prefill_alone
+        (one.handed, one.prefill_alone) for one in judged.served if one.handed and one.prefill_alone
     ]
     if not answers:
         return _check(name, compared, ["no hand-off took place"], "", LOOK_AT_WORKERS)
-    from_decode = _mean_difference([(handed, alone) for handed, alone, _ in answers])
-    from_prefill = _mean_difference([(handed, alone) for handed, _, alone in answers])
+    apart = _mean_difference(answers)
     values = {
-        "from_decode_alone": from_decode,
-        "from_prefill_alone": from_prefill,
-        "other_text_than_decode_alone": sum(a.tokens != b.tokens for a, b, _ in answers),
-        "other_text_than_prefill_alone": sum(a.tokens != c.tokens for a, _, c in answers),
+        "from_prefill_alone": apart,
+        "other_text_than_prefill_alone": sum(a.tokens != b.tokens for a, b in answers),
         "prompts": len(answers),
         "same_weights": judged.same_weights,
     }
-    found = (
-        f"{from_decode:.3f} nats from the decode module alone, {from_prefill:.3f} from the "
-        "prefill module alone"
-    )
     if judged.same_weights:
-        message = f"prefill and decode module are the same weights; {found}"
+        message = f"prefill and decode module are the same weights; {apart:.3f} nats apart"
         return Check(name, Outcome.PASSED, compared, message, values=values)
-    wrong = [
-        f"predictions are those of the {module} module alone ({apart:.3f} nats away, at least "
-        f"{settings.min_difference} expected)"
-        for module, apart in (("decode", from_decode), ("prefill", from_prefill))
-        if not apart >= settings.min_difference
-    ]
-    remedy = "The decode worker must read the cache that this task's prefill module wrote."
-    return _check(name, compared, wrong, found, remedy, values)
+    least = settings.min_difference
+    wrong = f"they are the prefill module's ({apart:.3f} nats away, at least {least} expected)"
+    remedy = "The decode worker must be another one than the prefill worker, with its own module."
+    found = f"{apart:.3f} nats apart"
+    return _check(name, compared, [] if apart >= least else [wrong], found, remedy, values)
 
 
 def _mean_difference(pairs: Sequence[tuple[Answer, Answer]]) -> float:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from qsun.bundle import Bundle
+from qsun.disaggregation import WrittenAs
 from qsun.environments import ServingEnvironment
 from qsun.errors import IncompatibleError, ServingEnvironmentError
 from qsun.kv_layout import DTYPE_BYTES
@@ -105,7 +106,7 @@ def ask_workers(
     return {
         task: ask_pair(
             Pair(
-                task=task,
+                written=WrittenAs(task, bundle.digest),
                 prefill=_worker(spec, workers, "prefill", task),
                 decode=_worker(spec, workers, "decode", task),
                 salt=f"{task}.{bundle.digest[:16]}.{run}",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from qsun.launch_spec import LaunchSpec, WorkerSpec
+from qsun.launch_spec import GUARD_MODULE, LaunchSpec, WorkerSpec
 from qsun.verdict import Check, Outcome
 from qsun.verify.static.serving_files import value_of, values_of
 from qsun.verify.steps import enumerated
@@ -35,6 +35,8 @@ def _problems(worker: WorkerSpec) -> Iterator[str]:
     if config.get("kv_connector") != CONNECTOR:
         yield f"its connector is {config.get('kv_connector')}, not {CONNECTOR}"
         return
+    if config.get("kv_connector_module_path") != GUARD_MODULE:
+        yield f"its connector is not the guard, {GUARD_MODULE}"
     if config.get("kv_role") not in ROLES[worker.role]:
         yield f"kv_role {config.get('kv_role')} is not for a {worker.role} worker"
     # Not every version of vLLM has this as its default: it has to be said.

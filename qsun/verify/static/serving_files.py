@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, UncheckedError
-from qsun.launch_spec import LAUNCH_SPEC, WorkerSpec, read_launch_spec
+from qsun.launch_spec import GUARD_MODULE, LAUNCH_SPEC, WorkerSpec, read_launch_spec
 from qsun.verify.static.contract import manifest_layout
 from qsun.verify.steps import enumerated
 
@@ -70,6 +71,7 @@ def compare_serving(bundle: Path, manifest: Manifest) -> str:
         _folder_problems,
         _option_problems,
         _adapter_problems,
+        _guard_problems,
         _decode_problems,
     )
     for worker in workers:
@@ -164,13 +166,34 @@ def _adapter(entry: str) -> tuple[str, str]:
     return name, path
 
 
+def _guard_problems(bundle: Path, worker: WorkerSpec, _manifest: Manifest) -> list[str]:
+    """What would let a worker run without its guard, or with one for another role or bundle."""
+    config = _transfer_config(worker)
+    module = config.get("kv_connector_module_path")
+    if module != GUARD_MODULE:
+        return [f"kv_connector_module_path is {module}, not the guard, {GUARD_MODULE}"]
+    extra = config.get("kv_connector_extra_config") or {}
+    role, root = extra.get("qsun_role"), str(extra.get("qsun_bundle"))
+    problems = [] if role == worker.role else [f"qsun_role is {role}, not {worker.role}"]
+    if _inside(bundle, worker, root) != ".":
+        problems.append(f"qsun_bundle is {root}, not the bundle's folder")
+    return problems
+
+
+def _transfer_config(worker: WorkerSpec) -> dict[str, Any]:
+    """What a worker's connector is told; empty where that is no JSON object."""
+    try:
+        value = json.loads(value_of(worker, "--kv-transfer-config") or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _decode_problems(_bundle: Path, worker: WorkerSpec, _manifest: Manifest) -> list[str]:
     """What would let a decode worker read prompts itself, or round what it should not."""
     if worker.role != "decode":
         return []
-    policy = json.loads(value_of(worker, "--kv-transfer-config") or "{}").get(
-        "kv_load_failure_policy"
-    )
+    policy = _transfer_config(worker).get("kv_load_failure_policy")
     problems = [] if policy == "fail" else [f"kv_load_failure_policy is {policy}, not fail"]
     if worker.environment.get(ROUNDS_ACTIVATIONS, "0") != "0":
         problems.append(f"{ROUNDS_ACTIVATIONS} is set: activations would be rounded to 8 bits")
