@@ -13,7 +13,7 @@ MAIN_TORCH = --torch-backend auto
 SERVING_TORCH = --torch-backend cpu
 endif
 
-.PHONY: setup demo test lint types check interop records lock clean
+.PHONY: setup demo test lint types check interop overhead records lock clean
 
 setup: .venv/.installed .venv-serving/.installed
 
@@ -59,6 +59,17 @@ interop: .venv/.installed .venv-interop/.installed
 	$(BIN)/python tests/interop/compare.py exports/smollm2-135m-w4-awq \
 	  --interop-python .venv-interop/bin/python --record docs/records/autoawq-interop.json
 
+# vllm-router in an environment of its own; both routers over the same fake workers, two cores.
+.venv-router/.installed: requirements/router.txt .venv/.installed
+	$(UV) venv -q --clear --python $(PYTHON) .venv-router
+	$(UV) pip install -q --python .venv-router/bin/python --no-deps --compile-bytecode \
+	  -r requirements/router.txt
+	touch $@
+
+overhead: .venv/.installed .venv-router/.installed
+	$(BIN)/python -m tests.serving_overhead docs/records/serving-overhead.json \
+	  --vllm-router .venv-router/bin/vllm-router
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,6 +92,8 @@ records: setup
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
 	$(BIN)/python -m tests.served_matrix exports/records/w4 docs/records/served-matrix.json
+	$(BIN)/python -m tests.chaos exports/records/bundle docs/records/serving-chaos.json
+	$(BIN)/python -m tests.chaos.salt exports/records/bundle docs/records/serving-salt.json
 	$(BIN)/python -m tests.length_drift_curve exports/records/bundle \
 	  docs/records/length-drift.json exports/records/w4 exports/records/w3
 	$(BIN)/python docs/readme_table.py
@@ -96,4 +109,4 @@ lock: setup
 	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/main.txt
 
 clean:
-	rm -rf .venv .venv-serving .venv-interop
+	rm -rf .venv .venv-serving .venv-interop .venv-router

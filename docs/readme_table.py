@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import chaos_table
 import drift_table
+import overhead_table
 import speed_table
 import systems_table
 import verdict_table
@@ -91,6 +93,8 @@ def rendered(readme: str) -> str:
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),
         "verdict_table": verdict_table.table(),
+        "overhead_table": overhead_table.table(),
+        "chaos_table": chaos_table.table(),
     }
     for name, text in tables.items():
         readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)

@@ -156,6 +156,35 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """How requests are routed, and how long each part of one may take, in seconds.
+
+    `policy` is one of `serve/policy.py`'s. At most `queue_length` requests wait for room on the
+    decode workers, each `queue_s`. A prompt is read within `prefill_s`; the first token comes
+    within `first_token_s` of that, each next one within `stall_s`. What fails before a client got
+    anything is tried `attempts` times. A worker counts as lost after `lost_looks` looks without an
+    answer, `look_s` apart. A stop waits `drain_s` for answers to end.
+    """
+
+    policy: str = field(
+        default="shared",
+        metadata={"choices": ("shared", "isolated", "round-robin", "power-of-two")},
+    )
+    queue_length: int = field(default=256, metadata={"minimum": 0})
+    queue_s: float = field(default=30.0, metadata={"minimum": 0.0})
+    prefill_s: float = field(default=60.0, metadata={"minimum": 0.1})
+    first_token_s: float = field(default=20.0, metadata={"minimum": 0.1})
+    stall_s: float = field(default=20.0, metadata={"minimum": 0.1})
+    attempts: int = field(default=3, metadata={"minimum": 1})
+    look_s: float = field(default=1.0, metadata={"minimum": 0.05})
+    lost_looks: int = field(default=3, metadata={"minimum": 1})
+    drain_s: float = field(default=30.0, metadata={"minimum": 0.0})
+    max_body_bytes: int = field(default=2**22, metadata={"minimum": 1024})
+    start_timeout_s: int = field(default=900, metadata={"minimum": 10})
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. Paths are relative to the folder of the file that names them."""
 

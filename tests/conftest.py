@@ -42,6 +42,14 @@ def tiny_module(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of a tiny bundle, whose chats may have tools; tests only read it."""
+    from tests.serving_tokenizer import serving_tokenizer
+
+    return serving_tokenizer(tmp_path_factory.mktemp("serving") / "tokenizer")
+
+
+@pytest.fixture(scope="session")
 def smollm2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a checkpoint folder; tests only read it."""
     from qsun.gguf_file import convert_gguf

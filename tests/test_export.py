@@ -73,7 +73,13 @@ def test_a_bundle_is_whole_and_passes(
     assert entry.reference_loss is not None
     assert entry.base_loss is not None
     assert entry.reference_loss < entry.base_loss
-    for name in ("launch.json", "workers.json", "compose.yaml", "kubernetes.yaml"):
+    for name in (
+        "launch.json",
+        "workers.json",
+        "compose.yaml",
+        "kubernetes.yaml",
+        "qsun_guard.txt",
+    ):
         assert (folder / "serving" / name).is_file()
     assert "task" in (folder / "README.md").read_text(encoding="utf-8")
     with (

@@ -30,6 +30,10 @@ COMMANDS = {
         "qsun.cli.verify",
         "Prove that a bundle's modules belong together.",
     ),
+    "serve": (
+        "qsun.cli.serve",
+        "Serve a bundle: every task, one shared pool of decode workers.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }

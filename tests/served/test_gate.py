@@ -1,8 +1,7 @@
 """The served level on SmolLM2, its math module and a quantized decoder: real vLLM over NIXL.
 
-The launch spec's workers are started once; the prefill worker has one more adapter, for the test
-that asks for it. What must fail is done to the requests, as a wrong router or a wrong deployment
-would do it.
+The workers are those of `qsun serve`. What must fail is done to the requests, as a wrong router
+or a wrong deployment would do it.
 """
 
 from __future__ import annotations
@@ -16,31 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from qsun.bundle import Bundle, read_bundle
+from qsun.bundle import Bundle
 from qsun.environments import ServingEnvironment, find_serving_environment
 from qsun.launch_spec import (
     BASE_NAME,
     CPU_BLOCK_TOKENS,
     LAUNCH_SPEC,
     LaunchSpec,
-    WorkerSpec,
     read_launch_spec,
 )
 from qsun.verdict import Check, Outcome
-from qsun.verify.served import level as served
+from qsun.verify.served import level
 from qsun.verify.served.in_process import InProcess
 from qsun.verify.served.judgement import ServedCheckConfig, check_names
 from qsun.verify.served.level import ask_workers, judge, served_checks, task_prompts
 from qsun.vllm_server import VllmServer
 from qsun.worker_counts import counts_of
-from qsun.workers import running_workers
-from tests.bundles import write_decode
-from tests.command import run_qsun
+from tests.serving import Serving
 
-ROOT = Path(__file__).parent.parent
-REFERENCE = ROOT / "exports" / "reference"
 SETTINGS = ServedCheckConfig()
 # Enough for what must fail: the shortest prompt, and one of more than a block.
 BRIEF = replace(SETTINGS, prompt_tokens=(2, 129), next_turn_of=0)
@@ -56,6 +49,33 @@ class Altered(VllmServer):
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return super().post(path, self.change(dict(body)))
+
+
+@dataclass(frozen=True)
+class Unguarded(VllmServer):
+    """A worker that answers where its guard would refuse, by another worker's answer."""
+
+    elsewhere: VllmServer | None = None
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if body.get("kv_transfer_params") or self.elsewhere is None:
+            return super().post(path, body)
+        return self.elsewhere.post(path, {**body, "model": self.elsewhere.model})
+
+
+@dataclass(frozen=True)
+class Lying(VllmServer):
+    """A prefill worker that reads with another module and seals as if it were the task's."""
+
+    instead: str = ""
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer = super().post(path, {**body, "model": self.instead})
+        parameters = answer.get("kv_transfer_params")
+        if parameters:
+            sealed = parameters["remote_engine_id"].replace(f"|{self.instead}|", "|math|")
+            parameters["remote_engine_id"] = sealed
+        return answer
 
 
 def without_parameters(body: Body) -> Body:
@@ -78,7 +98,7 @@ class Running:
 
     def checks(self, **changed: VllmServer) -> dict[str, Check]:
         """The task's checks by what they are about, some of the workers changed."""
-        prompts = task_prompts(self.bundle, BRIEF)
+        prompts = {"math": task_prompts(self.bundle, BRIEF)["math"]}
         workers = {**self.workers, **changed}
         answers = ask_workers(self.bundle, self.spec, workers, prompts, BRIEF)
         checks = judge(self.bundle, answers, self.reference, BRIEF)
@@ -86,40 +106,11 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def bundle(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("served")
-    write_decode(smollm2_base, folder / "decode", "compressed-tensors")
-    config = {
-        "name": "served",
-        "base": {"model": str(smollm2_base)},
-        "tasks": [str(ROOT / "calib" / "tasks" / "math.yaml")],
-        "export": {
-            "decode": str(folder / "decode"),
-            "prefill": [{"task": "math", "module": str(REFERENCE / "math")}],
-            "references": 8,
-            "max_tokens": 768,
-        },
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    outcome = run_qsun("export", folder / "run.yaml", "--out", folder / "bundle")
-    assert outcome.exit_code == 0, outcome.stderr
-    return read_bundle(folder / "bundle")
-
-
-@pytest.fixture(scope="module")
-def running(bundle: Bundle) -> Iterator[Running]:
+def running(bundle: Bundle, served: Serving, in_process: InProcess) -> Running:
+    """The workers that `qsun serve` has started, as the launch spec's own."""
     spec = read_launch_spec(bundle.folder / LAUNCH_SPEC)
-    python = find_serving_environment().python
-    started = replace(spec, workers=tuple(with_another_adapter(one) for one in spec.workers))
-    with running_workers(bundle.folder, started, python, SETTINGS.start_timeout_s) as workers:
-        yield Running(bundle, spec, workers, InProcess(bundle))
-
-
-def with_another_adapter(worker: WorkerSpec) -> WorkerSpec:
-    if worker.role == "decode":
-        return worker
-    assert "--lora-modules" in worker.arguments[:-1]
-    return replace(worker, arguments=(*worker.arguments, f"other={REFERENCE / 'math-full-ft'}"))
+    workers = {"prefill": served.server("prefill"), "decode": served.server("decode-0")}
+    return Running(bundle, spec, workers, in_process)
 
 
 def passed(check: Check) -> bool:
@@ -132,7 +123,10 @@ def failed(checks: Mapping[str, Check]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def all_checks(running: Running) -> dict[str, Check]:
-    """What `served_checks` finds, given the workers that run already."""
+    """What `served_checks` finds for one task, given the workers that run already."""
+    manifest = running.bundle.manifest
+    modules = tuple(one for one in manifest.prefill if one.task == "math")
+    bundle = replace(running.bundle, manifest=replace(manifest, prefill=modules))
 
     @contextmanager
     def already_running(
@@ -142,9 +136,9 @@ def all_checks(running: Running) -> dict[str, Check]:
         yield running.workers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "running_workers", already_running)
-        patch.setattr(served, "InProcess", lambda bundle: running.reference)
-        checks = served_checks(running.bundle, find_serving_environment(), SETTINGS)
+        patch.setattr(level, "running_workers", already_running)
+        patch.setattr(level, "InProcess", lambda _: running.reference)
+        checks = served_checks(bundle, find_serving_environment(), SETTINGS)
     return {check.name: check for check in checks}
 
 
@@ -172,12 +166,18 @@ def test_at_every_length_one_transfer_brings_all_blocks(
         assert counts["transferred_bytes"] == blocks * CPU_BLOCK_TOKENS * per_token
 
 
-def test_a_decode_worker_that_gets_no_parameters_reads_the_prompt_itself(running: Running) -> None:
+def test_a_decode_worker_that_gets_no_parameters_refuses(running: Running) -> None:
     checks = running.checks(decode=altered(running.workers["decode"], without_parameters))
-    assert failed(checks) == {"hand_off", "one_prompt_token", "differs", "in_process"}
-    assert "fetched nothing" in checks["hand_off"].message
-    assert "computed all of it" in checks["one_prompt_token"].message
-    assert "those of the decode module alone (0.000 nats" in checks["differs"].message
+    assert failed(checks) == set(checks)
+    assert "answered /v1/completions with status 500" in checks["hand_off"].message
+
+
+def test_a_decode_worker_without_a_guard_reads_prompts_itself(running: Running) -> None:
+    """The base model's own answers stand for those of a decode worker that does not refuse."""
+    unguarded = Unguarded(**vars(running.workers["decode"]), elsewhere=running.workers["prefill"])
+    checks = running.checks(decode=unguarded)
+    assert failed(checks) == {"refuses"}
+    assert "129 tokens: the decode worker read it by itself" in checks["refuses"].message
 
 
 def test_what_the_prefill_worker_does_not_hand_over_is_not_asked_of_the_decode_worker(
@@ -190,11 +190,21 @@ def test_what_the_prefill_worker_does_not_hand_over_is_not_asked_of_the_decode_w
     assert counts_of(running.workers["decode"]) == before
 
 
-@pytest.mark.parametrize("instead", [BASE_NAME, "other"])
-def test_another_module_under_the_tasks_name(running: Running, instead: str) -> None:
-    """The base model without an adapter, and another task's adapter."""
+@pytest.mark.parametrize("instead", [BASE_NAME, "tools"])
+def test_another_modules_cache_is_not_handed_over(running: Running, instead: str) -> None:
+    """The base model without an adapter, and another task's adapter: the guard's seal tells."""
     prefill = altered(running.workers["prefill"], lambda body: body | {"model": instead})
     checks = running.checks(prefill=prefill)
+    assert failed(checks) == set(checks)
+    assert "wrote another module's cache for math: qsun|" in checks["hand_off"].message
+    assert f"|{instead}, not" in checks["hand_off"].message
+
+
+@pytest.mark.parametrize("instead", [BASE_NAME, "tools"])
+def test_another_module_under_the_tasks_name(running: Running, instead: str) -> None:
+    """The same where the seal lies: what it predicts tells."""
+    lying = Lying(**vars(running.workers["prefill"]), instead=instead)
+    checks = running.checks(prefill=lying)
     assert failed(checks) == {"in_process"}
     assert "nats apart" in checks["in_process"].message
 
@@ -205,6 +215,8 @@ def test_another_module_under_the_tasks_name(running: Running, instead: str) -> 
         ("decode", {"kv_load_failure_policy": "recompute"}, "kv_load_failure_policy recompute"),
         ("decode", {"kv_load_failure_policy": None}, "kv_load_failure_policy None"),
         ("decode", {"kv_connector": None}, "its connector is None"),
+        ("decode", {"kv_connector_module_path": None}, "its connector is not the guard"),
+        ("prefill", {"kv_connector_module_path": None}, "its connector is not the guard"),
         ("prefill", {"kv_connector": "OffloadingConnector"}, "OffloadingConnector"),
         ("prefill", {"kv_role": "kv_consumer"}, "kv_consumer is not for a prefill worker"),
         (
@@ -260,7 +272,7 @@ def assert_policy_fails(bundle: Bundle, named: str) -> None:
     policy, *others = served_checks(bundle, no_vllm)
     assert (policy.name, policy.outcome) == ("served.policy", Outcome.FAILED)
     assert named in policy.message
-    assert [check.name for check in others] == check_names("math")
+    assert [check.name for check in others] == [*check_names("math"), *check_names("tools")]
     assert {check.outcome for check in others} == {Outcome.UNCHECKED}
 
 

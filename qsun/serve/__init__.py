@@ -1,0 +1,1 @@
+"""One shared pool of decode workers for many tasks: launch, router, policy."""
