@@ -146,8 +146,6 @@ def test_a_name_on_this_machine_is_followed() -> None:
         assert worker is not None
         assert worker.address.url == "http://127.0.0.1:81"
         assert worker.address.tasks == set(TASKS)
-        six = pool.get("d@::1")
-        assert six is None or six.address.url == "http://[::1]:81"
 
     asyncio.run(run())
 
@@ -201,6 +199,17 @@ def test_a_name_that_fails_to_resolve_costs_no_worker(names: Names, error: Excep
                 "p@10.0.1.1": "draining",
                 "p@10.0.1.2": "joining",
             }
+
+    asyncio.run(run())
+
+
+def test_an_address_of_the_newer_kind_has_brackets(names: Names) -> None:
+    async def run() -> None:
+        pool = Pool()
+        names.hosts["d"] = ["fd00::1"]
+        async with following(pool, ENTRY):
+            await until(lambda: pool.get("d@fd00::1") is not None)
+        assert [worker.address.url for worker in pool] == ["http://[fd00::1]:8000"]
 
     asyncio.run(run())
 
