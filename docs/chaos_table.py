@@ -14,7 +14,7 @@ WORDS = {
     "freeze_decode": "a decode worker frozen for longer than a cache is kept",
     "freeze_prefill": "a prefill worker frozen for longer than a cache is kept",
     "failed_transfers": "every fetch of a cache fails",
-    "lost_transfers": "every fetch of a cache is lost",
+    "expired_leases": "every fetch of a cache is held up until its lease has ended",
     "another_prefill_without_guard": "another module at a prefill worker's address, no guard",
     "another_decode_without_guard": "another module at a decode worker's address, no guard",
     "another_bundles_prefill": "another bundle's prefill worker at a prefill worker's address",

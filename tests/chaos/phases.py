@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from qsun.launch_spec import LEASE_S
 from qsun.vllm_server import ServerCommand
 from tests.chaos.impostors import other_bundle, stock_decode, stock_prefill
 from tests.chaos.load import Chaos
@@ -75,8 +76,9 @@ async def failed_transfers(chaos: Chaos) -> None:
     await _fault(chaos, "fail", 10)
 
 
-async def lost_transfers(chaos: Chaos) -> None:
-    await _fault(chaos, "lose", 20)
+async def expired_leases(chaos: Chaos) -> None:
+    """Caches get lost on their way until nobody keeps them any more, and are then fetched."""
+    await _fault(chaos, "lose", LEASE_S + 3)
 
 
 async def _fault(chaos: Chaos, what: str, seconds: float) -> None:
@@ -111,7 +113,7 @@ PHASES: Sequence[Phase] = (
     freeze_decode,
     freeze_prefill,
     failed_transfers,
-    lost_transfers,
+    expired_leases,
     another_prefill_without_guard,
     another_decode_without_guard,
     another_bundles_prefill,
