@@ -181,7 +181,6 @@ class ServeConfig:
     drain_s: float = field(default=30.0, metadata={"minimum": 0.0})
     max_body_bytes: int = field(default=2**22, metadata={"minimum": 1024})
     start_timeout_s: int = field(default=900, metadata={"minimum": 10})
-    seed: int = 0
 
 
 @dataclass(frozen=True)

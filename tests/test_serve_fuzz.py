@@ -316,7 +316,7 @@ def test_other_methods_paths_and_headers_do_no_harm(
 # What the description's pattern lets through, and leads nowhere.
 NOWHERE = st.sampled_from(
     [
-        *("http://127.0.0.1:9", "https://127.0.0.1:9", "http://127.0.0.1:99999", "http://[::1"),
+        *("http://127.0.0.1:9", "http://127.0.0.1:99999", "http://[::1"),
         *("http://[", "http://]", "http://:80", "http://-", "http://[::1]:x", "http://:"),
         *("http://[1.2.3.4]:9", "http://127.0.0.1:-1"),
     ]

@@ -74,7 +74,7 @@ def test_metrics_tell_how_requests_ended_and_forget_lost_workers(tokenizer_folde
                 for name, count in found.items()
                 if name.startswith("qsun_requests_total")
             }
-            assert outcomes == {"cancelled": 1, "refused": 1, "broken": 1}
+            assert outcomes == {"cancelled": 1, "overloaded": 1, "broken": 1}
             assert found['qsun_worker_ready{role="decode",worker="decode-0"}'] == 0
             worker = here.pool.get("decode-0")
             assert worker is not None

@@ -168,15 +168,17 @@ def test_no_two_workers_get_one_name() -> None:
 
 
 def test_workers_are_dealt_to_gpus_and_share_their_memory() -> None:
-    plan = on_gpus(serving_plan(spec(), 2, {}), 2)
-    assert [worker.environment[VISIBLE_GPUS] for worker in plan.workers] == list("01010")
+    plan = on_gpus(serving_plan(spec(), 2, {}), ["2", "GPU-5"])
+    assert [worker.environment[VISIBLE_GPUS] for worker in plan.workers] == [
+        *("2", "GPU-5", "2", "GPU-5", "2")
+    ]
     shares = [worker.arguments[-2:] for worker in plan.workers]
     third, half = f"{GPU_SHARE / 3:.3f}", f"{GPU_SHARE / 2:.3f}"
-    assert shares == [(SHARE_OPTION, third if gpu == "0" else half) for gpu in "01010"]
+    assert shares == [(SHARE_OPTION, third if gpu == "2" else half) for gpu in "2G2G2"]
 
 
 def test_a_gpu_for_each_worker_leaves_memory_to_vllm() -> None:
-    plan = on_gpus(spec(), 8)
+    plan = on_gpus(spec(), list("01234567"))
     assert [worker.environment[VISIBLE_GPUS] for worker in plan.workers] == list("0123")
     assert [worker.arguments for worker in plan.workers] == [
         worker.arguments for worker in spec().workers
@@ -185,4 +187,4 @@ def test_a_gpu_for_each_worker_leaves_memory_to_vllm() -> None:
 
 def test_without_a_gpu_nothing_is_dealt() -> None:
     with pytest.raises(ConfigError, match="this machine has none"):
-        on_gpus(spec(), 0)
+        on_gpus(spec(), [])

@@ -15,7 +15,7 @@ from qsun.errors import OutputError
 from qsun.launch_spec import LaunchSpec, launch_spec
 from qsun.serve.external import External, follow, read_external
 from qsun.serve.keys import Keys, read_keys
-from qsun.serve.plan import on_gpus, serving_plan
+from qsun.serve.plan import VISIBLE_GPUS, on_gpus, serving_plan
 from qsun.serve.pool import Pool
 from qsun.verdict import require_verdict
 
@@ -144,9 +144,9 @@ def _logs(prepared: Prepared) -> Path:
     return prepared.logs
 
 
-def _gpus() -> int:
-    """GPUs that this process may use, without loading anything that opens them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, without loading anything that opens them."""
+    visible = os.environ.get(VISIBLE_GPUS)
     if visible is not None:
-        return len([one for one in visible.split(",") if one.strip()])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [one.strip() for one in visible.split(",") if one.strip()]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

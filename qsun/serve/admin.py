@@ -51,6 +51,7 @@ class Admin:
         if worker is None:
             raise Refusal(404, "worker_not_found", f"there is no worker {name}")
         self._pool.mark(worker, State.DRAINING, "asked to drain")
+        self._pool.retired.add(name)
         return json_answer(_described(worker))
 
 

@@ -61,7 +61,7 @@ class Admission:
             Refusal: the queue is full or moved too slowly (429), no worker that could be asked
                 came back in time (503), or no decode worker could ever hold as much (400).
         """
-        self._check_possible(tokens)
+        self._check_possible(task, tokens)
         one = _Waiting(task, tokens, next(self._turns), avoid)
         if len(self._queue) >= self._queue_length and not self._queue_is_movable(one):
             raise overloaded(f"{len(self._queue)} requests are waiting already", self._queue_s / 2)
@@ -143,8 +143,9 @@ class Admission:
         slot.worker.in_flight -= 1
         slot.worker.reserved_blocks -= slot.blocks
 
-    def _check_possible(self, tokens: int) -> None:
-        known = [worker for worker in self._pool.decode() if worker.blocks]
+    def _check_possible(self, task: str, tokens: int) -> None:
+        allowed = self._allowed(task)
+        known = [one for one in self._pool.decode() if one.blocks and one.name in allowed]
         if known and all(worker.blocks_for(tokens) > worker.blocks for worker in known):
             most = max(worker.blocks * worker.block_tokens for worker in known)
             raise bad_request(

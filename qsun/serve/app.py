@@ -117,14 +117,10 @@ class Service:
     async def _answer(
         self, request: web.Request, stream: bool, asked: Asked, form: Form, times: Timeline
     ) -> web.StreamResponse:
-        self._answering += 1
-        try:
-            if stream:
-                return await self._stream(request, asked, form, times)
-            pieces = await self._parts.router.whole(asked, times)
-            return json_answer(form.whole(pieces), headers={"X-Request-Id": asked.id})
-        finally:
-            self._answering -= 1
+        if stream:
+            return await self._stream(request, asked, form, times)
+        pieces = await self._parts.router.whole(asked, times)
+        return json_answer(form.whole(pieces), headers={"X-Request-Id": asked.id})
 
     async def _stream(
         self, request: web.Request, asked: Asked, form: Form, times: Timeline
@@ -203,6 +199,7 @@ class Service:
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._answering += 1
         try:
             return await handler(request)
         except Refusal as error:
@@ -214,6 +211,8 @@ class Service:
             code = re.sub(r"\W+", "_", error.reason.lower())
             allow = {key: value for key, value in error.headers.items() if key == "Allow"}
             refusal = Refusal(error.status, code, error.reason, headers=allow)
+        finally:
+            self._answering -= 1
         return json_answer(refusal.body(), status=refusal.status, headers=refusal.headers)
 
     @web.middleware

@@ -77,14 +77,14 @@ async def follow(external: External, pool: Pool) -> None:
             if worker.name not in wanted and "@" in worker.name:
                 pool.mark(worker, State.DRAINING, "its name does not resolve to it any more")
         for name, address in wanted.items():
-            if pool.get(name) is None:
+            if pool.get(name) is None and name not in pool.retired:
                 pool.add(address)
         await asyncio.sleep(RESOLVE_S)
 
 
 async def _resolved(entry: Address) -> list[Address]:
     parts = urlsplit(entry.url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = parts.hostname or "", parts.port or 80
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     hosts = sorted({str(one[4][0]) for one in found})
     return [
@@ -113,6 +113,6 @@ def _address(entry: dict[str, Any]) -> Address:
 def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets without an address, a port that is none
         return False

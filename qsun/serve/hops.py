@@ -57,7 +57,7 @@ class Hops:
             HopError: it answered late, wrongly or not at all, or handed nothing over.
         """
         async with (
-            _deadline(worker, self._limits.prefill_s, "prefill_deadline"),
+            _deadline(worker, self._limits.prefill_s, "prefill_deadline", lost=False),
             self._post(worker, asked.prefill_body(KEEP_FOR_DECODE), asked.id) as response,
         ):
             answer = await _json(worker, response)
@@ -130,7 +130,9 @@ class Hops:
 
 
 @asynccontextmanager
-async def _deadline(worker: Worker, seconds: float, reason: str) -> AsyncIterator[None]:
+async def _deadline(
+    worker: Worker, seconds: float, reason: str, lost: bool = True
+) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield

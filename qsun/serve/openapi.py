@@ -32,7 +32,7 @@ class AddWorker(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     role: Literal["prefill", "decode"]
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+/?$")]
+    url: Annotated[str, StringConstraints(pattern=r"^http://[A-Za-z0-9.\[\]:-]+/?$")]
     tasks: list[str] = Field(default_factory=list)
 
 

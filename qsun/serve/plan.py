@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from qsun.errors import ConfigError, bullet_list
@@ -49,20 +49,22 @@ def serving_plan(spec: LaunchSpec, decode: int, prefill: Mapping[str, int]) -> L
     return replace(spec, workers=tuple(copies))
 
 
-def on_gpus(spec: LaunchSpec, gpus: int) -> LaunchSpec:
-    """The workers dealt to this machine's GPUs in turn; those on one share its memory evenly.
+def on_gpus(spec: LaunchSpec, gpus: Sequence[str]) -> LaunchSpec:
+    """The workers dealt to these GPUs in turn; those on one share its memory evenly.
+
+    `gpus` are named as CUDA_VISIBLE_DEVICES names them.
 
     Raises:
         ConfigError: there is no GPU.
     """
-    if gpus < 1:
+    if not gpus:
         raise ConfigError("the workers need a GPU, and this machine has none")
-    on_each = [len(spec.workers[place::gpus]) for place in range(gpus)]
+    on_each = [len(spec.workers[place :: len(gpus)]) for place in range(len(gpus))]
     workers = []
     for number, worker in enumerate(spec.workers):
-        gpu = number % gpus
-        share = () if on_each[gpu] == 1 else (SHARE_OPTION, f"{GPU_SHARE / on_each[gpu]:.3f}")
-        environment = worker.environment | {VISIBLE_GPUS: str(gpu)}
+        place = number % len(gpus)
+        share = () if on_each[place] == 1 else (SHARE_OPTION, f"{GPU_SHARE / on_each[place]:.3f}")
+        environment = worker.environment | {VISIBLE_GPUS: gpus[place]}
         arguments = (*worker.arguments, *share)
         workers.append(replace(worker, arguments=arguments, environment=environment))
     return replace(spec, workers=tuple(workers))

@@ -81,11 +81,15 @@ class Worker:
 
 
 class Pool:
-    """All workers by name. `changed` is called when one may be asked, or may no longer."""
+    """All workers by name. `changed` is called when one may be asked, or may no longer.
+
+    `retired` are the names of workers that an administrator has taken out.
+    """
 
     def __init__(self, addresses: Iterable[Address] = ()) -> None:
         self._workers: dict[str, Worker] = {}
         self.changed: list[Callable[[Worker], None]] = []
+        self.retired: set[str] = set()
         for address in addresses:
             self.add(address)
 
@@ -98,6 +102,7 @@ class Pool:
 
     def add(self, address: Address) -> Worker:
         """A new worker, which may not be asked yet."""
+        self.retired.discard(address.name)
         worker = self._workers[address.name] = Worker(address)
         self._tell(worker)
         return worker

@@ -103,6 +103,7 @@ class Router:
                 parameters = await self._hops.prefill(reader, asked)
             finally:
                 reader.in_flight -= 1
+            reader.failures = 0
             times.prefilled = time.monotonic()
             times.prefill_worker = reader.name
             self._metrics.prefill.labels(asked.task, reader.name).observe(times.prefilled - begun)
@@ -184,13 +185,17 @@ class _Outcome:
     async def __aenter__(self) -> None:
         return None
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         outcome = "answered" if kind is None else _OUTCOMES.get(kind.__name__, "failed")
+        if isinstance(error, Refusal):
+            outcome = _REFUSALS.get(error.status, "refused")
         self._metrics.finished(self._asked.task, len(self._asked.prompt), self._times, outcome)
 
 
+_REFUSALS = {429: "overloaded", 503: "unavailable"}
 _OUTCOMES = {
-    Refusal.__name__: "refused",
     BrokenAnswer.__name__: "broken",
     asyncio.CancelledError.__name__: "cancelled",
     GeneratorExit.__name__: "cancelled",
