@@ -90,6 +90,7 @@ class Pool:
         self._workers: dict[str, Worker] = {}
         self.changed: list[Callable[[Worker], None]] = []
         self.retired: set[str] = set()
+        self._closed = False
         for address in addresses:
             self.add(address)
 
@@ -113,9 +114,13 @@ class Pool:
             del self._workers[worker.name]
         self._tell(worker)
 
+    def close(self) -> None:
+        """Note no state any more: workers are about to be ended, which is no loss."""
+        self._closed = True
+
     def mark(self, worker: Worker, state: State, problem: str = "") -> None:
         """Note a worker's state. One that drains stays so until it is removed."""
-        if worker.state is State.DRAINING:
+        if worker.state is State.DRAINING or self._closed:
             return
         changed = worker.state is not state
         worker.state, worker.problem = state, problem

@@ -72,6 +72,7 @@ async def serve(
             await _first(beside, signals.acquire())
             await _first(asyncio.create_task(service.drain()), signals.acquire())
         finally:
+            pool.close()
             beside.cancel()
             await asyncio.gather(beside, return_exceptions=True)
 
