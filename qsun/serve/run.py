@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -128,6 +129,10 @@ async def routing(
             for task, salt in salts.items()
         }
         service = Service(parts)
+        # Else a full collection looks through all that transformers has loaded, again and again,
+        # and whatever comes in meanwhile waits.
+        gc.collect()
+        gc.freeze()
         watch = Watch(pool, hops, session, probes, limits)
         runner = web.AppRunner(
             service.application(),
