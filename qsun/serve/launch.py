@@ -78,23 +78,23 @@ class LocalWorkers:
                 worker.log.close()
 
     async def _keep(self, worker: _Process, pool: Pool, start_timeout_s: float) -> None:
-        begun, was_ready = asyncio.get_running_loop().time(), False
+        begun = asyncio.get_running_loop().time()
         while True:
             worker.process = start_server(self._python, worker.command, worker.port, worker.log)
             while worker.process.poll() is None:
                 entry = pool.get(worker.spec.name)
-                was_ready = was_ready or (entry is not None and entry.ready)
                 waited_s = asyncio.get_running_loop().time() - begun
-                if not was_ready and waited_s > start_timeout_s:
-                    problem = f" ({entry.problem})" if entry else ""
-                    raise self._error(worker, f"was not ready within {start_timeout_s} s{problem}")
+                if entry and not entry.was_ready and waited_s > start_timeout_s:
+                    problem = f"was not ready within {start_timeout_s} s ({entry.problem})"
+                    raise self._error(worker, problem)
                 await asyncio.sleep(LOOK_S)
             code = worker.process.returncode
-            if not was_ready:
+            entry = pool.get(worker.spec.name)
+            if entry and not entry.was_ready:
                 raise self._error(worker, f"ended with code {code} while starting")
             # What it had started must be gone before its ports are taken again.
             await asyncio.to_thread(stop_servers, [worker.process])
-            if pool.get(worker.spec.name) is None:
+            if entry is None:
                 return  # drained
             pause_s = min(LONGEST_PAUSE_S, 2.0**worker.restarts)
             worker.restarts += 1

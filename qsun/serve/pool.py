@@ -38,11 +38,15 @@ class Address:
 
 @dataclass
 class Worker:
-    """A worker as the router knows it. Blocks are KV blocks; 0 as long as it was not asked."""
+    """A worker as the router knows it. Blocks are KV blocks; 0 as long as it was not asked.
+
+    `was_ready` says that it has been at least once.
+    """
 
     address: Address
     state: State = State.JOINING
     problem: str = "starting"
+    was_ready: bool = False
     in_flight: int = 0
     streams: int = DECODE_STREAMS
     blocks: int = 0
@@ -125,7 +129,7 @@ class Pool:
         changed = worker.state is not state
         worker.state, worker.problem = state, problem
         if state is State.READY:
-            worker.failures = 0
+            worker.was_ready, worker.failures = True, 0
         if changed:
             self._tell(worker)
 
