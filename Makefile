@@ -13,9 +13,18 @@ MAIN_TORCH = --torch-backend auto
 SERVING_TORCH = --torch-backend cpu
 endif
 
-.PHONY: setup demo test lint types check interop overhead records lock clean
+.PHONY: setup bubblewrap demo test lint types check interop overhead records lock clean
 
-setup: .venv/.installed .venv-serving/.installed
+setup: .venv/.installed .venv-serving/.installed bubblewrap
+
+# Generated programs run in it. Root installs it; who is not is told how, and goes on without.
+bubblewrap:
+	@if command -v bwrap >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ]; then \
+	  apt-get install -y -q bubblewrap || { apt-get update -q && apt-get install -y -q bubblewrap; }; \
+	else \
+	  echo "bubblewrap is missing, generated programs cannot be run: sudo apt install bubblewrap"; \
+	fi
 
 .venv/.installed: requirements/main.txt requirements/data.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -37,14 +37,21 @@ def encode_prompts(
     prompts: Sequence[tuple[list[Message], SourceDefinition]], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
     """The tokens after which the model's answer begins, for each prompt of a source."""
+    texts = prompt_texts(prompts, tokenizer)
+    whole = tokenizer.chat_template is None
+    return _tokens(tokenizer(texts, add_special_tokens=whole).input_ids)
+
+
+def prompt_texts(
+    prompts: Sequence[tuple[list[Message], SourceDefinition]], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """The texts after which the model's answer begins; a template's special tokens included."""
     if tokenizer.chat_template is None:
-        texts = [
+        return [
             PLAIN_SEPARATOR.join([*(message["content"] for message in messages), ""])
             for messages, _ in prompts
         ]
-        return _tokens(tokenizer(texts).input_ids)
-    texts = [_chat(messages, source, tokenizer, asks=True) for messages, source in prompts]
-    return _tokens(tokenizer(texts, add_special_tokens=False).input_ids)
+    return [_chat(messages, source, tokenizer, asks=True) for messages, source in prompts]
 
 
 def encode_responses(

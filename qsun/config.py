@@ -29,7 +29,7 @@ class QuantizeConfig:
 
     calibration: str
     heldout: str
-    bits: int = field(default=4, metadata={"choices": (3, 4, 8)})
+    bits: int = field(default=4, metadata={"choices": (2, 3, 4, 8)})
     group_size: int = field(default=128, metadata={"choices": (32, 64, 128)})
     symmetric: bool = False
     format: str = field(
@@ -184,6 +184,40 @@ class ServeConfig:
 
 
 @dataclass(frozen=True)
+class TaskModules:
+    """The modules of one task that are compared: folders by `qsun tune` and `qsun quantize`.
+
+    `lm_eval` names further test sets, lm-eval's own.
+    """
+
+    task: str
+    full_ft: str | None = None
+    awq_full_ft: str | None = None
+    sun: str | None = None
+    qsun: str | None = None
+    lm_eval: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated: the quantized decode module, each task's modules, and how.
+
+    `tpot` is the time per output token of the decode module as vLLM loads it, with `tpot_tokens`
+    tokens after a prompt of as many, at each of the `tpot_streams`. `unsafe_code` lets lm-eval's
+    own tasks run generated code without a sandbox.
+    """
+
+    decode: str | None = None
+    modules: tuple[TaskModules, ...] = ()
+    batch_size: int = field(default=32, metadata={"minimum": 1})
+    tpot: str = field(default="measure", metadata={"choices": ("measure", "skip")})
+    tpot_tokens: int = field(default=64, metadata={"minimum": 8})
+    tpot_streams: tuple[int, ...] = (1, 4)
+    unsafe_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. Paths are relative to the folder of the file that names them."""
 
@@ -195,6 +229,7 @@ class RunConfig:
     tune: TuneConfig = TuneConfig()
     export: ExportConfig | None = None
     verify: VerifyConfig = VerifyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = 0
 
 

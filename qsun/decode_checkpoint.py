@@ -18,6 +18,7 @@ import torch
 from qsun.autoawq import BITS, unpack
 from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file
 from qsun.errors import ModelError
+from qsun.models import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,18 +170,28 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def load_dequantized(folder: Path) -> PreTrainedModel:
-    """The module as a dense, frozen model in its own dtype, computing what its codes mean."""
+def load_decode(folder: Path, dtype: str) -> PreTrainedModel:
+    """A decode module, quantized or not, as a dense and frozen model of `dtype`."""
+    if scheme_of(read_config_file(folder / "config.json")) is None:
+        return load_model(folder, dtype)
+    return load_dequantized(folder, dtype)
+
+
+def load_dequantized(folder: Path, dtype: str | None = None) -> PreTrainedModel:
+    """The module as a dense, frozen model, computing what its codes mean; as `dtype`, or its own.
+
+    What is of another dtype than its own was rounded to its own first.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     with DecodeCheckpoint(folder) as checkpoint:
         config = AutoConfig.from_pretrained(folder)
         del config.quantization_config
-        dtype = getattr(torch, str(checkpoint.config.get("dtype", "bfloat16")))
-        state = {name: tensor.to(dtype) for name, tensor in checkpoint.other_tensors()}
+        own = getattr(torch, str(checkpoint.config.get("dtype", "bfloat16")))
+        state = {name: tensor.to(own) for name, tensor in checkpoint.other_tensors()}
         for layer in checkpoint.layers():
-            state[f"{layer.name}.weight"] = layer.weight().to(dtype)
+            state[f"{layer.name}.weight"] = layer.weight().to(own)
         model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype
+            None, config=config, state_dict=state, dtype=getattr(torch, dtype) if dtype else own
         )
     return cast("PreTrainedModel", model.eval().requires_grad_(False))

@@ -75,6 +75,12 @@ class UncheckedError(QsunError):
     exit_code = 12
 
 
+class FloorError(QsunError):
+    """An accuracy below the floor that the user set."""
+
+    exit_code = 13
+
+
 class Interrupted(QsunError):
     """Work that was stopped by its user and can be gone on with."""
 

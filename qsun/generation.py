@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from qsun.handoff import Boundary, collate, write_prompts
+from qsun.handoff import Boundary, KvCache, collate, write_prompts
 from qsun.progress import track
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def generate(
         torch.manual_seed(sampling.seed)
         for start in track(starts, "generating", len(starts)):
             chosen = by_length[start : start + batch_size]
-            tokens = _generate_batch(
+            tokens = generate_batch(
                 prefill, decode, tokenizer, [prompts[index] for index in chosen], sampling, boundary
             )
             for index, response in zip(chosen, tokens, strict=True):
@@ -65,19 +65,25 @@ def generate(
     return responses
 
 
-def _generate_batch(
+def generate_batch(
     prefill: PreTrainedModel,
     decode: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     boundary: Boundary,
+    prefix: KvCache | None = None,
 ) -> list[list[int]]:
+    """The responses of one batch, drawn by torch's own random state.
+
+    `prefix` is what the prefill module made of tokens that all prompts begin with.
+    """
     batch = collate(prompts, [[0]] * len(prompts)).to(decode.device)
     rows = torch.arange(len(prompts), device=decode.device)
     written = batch.prompts[:, :-1]
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(write_prompts(prefill, written, decode.dtype)[0]):
+    handed, _ = write_prompts(prefill, written, decode.dtype, prefix)
+    for layer, (keys, values) in enumerate(handed):
         cache.update(keys, values, layer)
     columns = torch.arange(written.shape[1] + 1, device=decode.device)
     mask = columns < (batch.prompt_lengths - 1)[:, None]

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,15 +130,23 @@ def head(model: PreTrainedModel) -> Any:
 
 
 def write_prompts(
-    prefill: PreTrainedModel, tokens: torch.Tensor, dtype: torch.dtype
+    prefill: PreTrainedModel,
+    tokens: torch.Tensor,
+    dtype: torch.dtype,
+    prefix: KvCache | None = None,
 ) -> tuple[KvCache, torch.Tensor]:
     """What the prefill module makes of prompts, padding included.
 
-    Gives the cache as `dtype`, and the final hidden states `[rows, positions, hidden]`.
+    `prefix` is what it made of tokens that all rows begin with, one row: these are not run again.
+    Gives the cache as `dtype`, and the final hidden states `[rows, positions, hidden]`, which are
+    zero where the prefix is.
     """
     stack = body(prefill)
-    cache = Cache(layers=[WrittenLayer() for _ in range(stack.config.num_hidden_layers)])
-    states = stack(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
+    if prefix is None:
+        cache = Cache(layers=[WrittenLayer() for _ in range(stack.config.num_hidden_layers)])
+        states = stack(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
+    else:
+        cache, states = _write_after(stack, tokens, prefix)
     written = [
         (cast(torch.Tensor, layer.keys).to(dtype), cast(torch.Tensor, layer.values).to(dtype))
         for layer in cache.layers
@@ -146,20 +154,34 @@ def write_prompts(
     return written, states
 
 
+def _write_after(stack: Any, tokens: torch.Tensor, prefix: KvCache) -> tuple[Cache, torch.Tensor]:
+    """The cache of all `tokens`, whose first the prefix holds, and the states of all."""
+    cache, rows, known = DynamicCache(), len(tokens), prefix[0][0].shape[-2]
+    for layer, (keys, values) in enumerate(prefix):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    states = torch.zeros(*tokens.shape, stack.config.hidden_size, device=tokens.device)
+    if known < tokens.shape[1]:
+        after = stack(input_ids=tokens[:, known:], past_key_values=cache, use_cache=True)
+        states = torch.cat([states[:, :known].to(stack.dtype), after.last_hidden_state], dim=1)
+    return cache, states
+
+
 def response_logits(
     prefill: PreTrainedModel,
     decode: PreTrainedModel,
     batch: Batch,
     boundary: Boundary = Boundary.BEFORE_LAST,
+    prefix: KvCache | None = None,
 ) -> torch.Tensor:
     """Logits of every response token through the hand-off, in the order of `batch.targets`.
 
-    Returns `[response tokens, vocabulary]`, in the decode module's dtype.
+    `prefix` is as for `write_prompts`. Returns `[response tokens, vocabulary]`, in the decode
+    module's dtype.
     """
     if boundary is Boundary.BEFORE_LAST:
-        states = _states_before_last(prefill, decode, batch)
+        states = _states_before_last(prefill, decode, batch, prefix)
         return cast(torch.Tensor, head(decode)(states[batch.response_mask]))
-    return padded_logits(prefill, decode, batch, boundary)[batch.response_mask]
+    return padded_logits(prefill, decode, batch, boundary, prefix)[batch.response_mask]
 
 
 def padded_logits(
@@ -167,15 +189,16 @@ def padded_logits(
     decode: PreTrainedModel,
     batch: Batch,
     boundary: Boundary = Boundary.BEFORE_LAST,
+    prefix: KvCache | None = None,
 ) -> torch.Tensor:
     """The same logits as `[rows, longest response, vocabulary]`, with any at the padding.
 
     No shape in here depends on a value, so that a CUDA graph can hold all of it.
     """
     if boundary is Boundary.BEFORE_LAST:
-        return cast(torch.Tensor, head(decode)(_states_before_last(prefill, decode, batch)))
+        return cast(torch.Tensor, head(decode)(_states_before_last(prefill, decode, batch, prefix)))
     rows = torch.arange(len(batch.prompts), device=batch.prompts.device)
-    cache, prompt_states = write_prompts(prefill, batch.prompts, decode.dtype)
+    cache, prompt_states = write_prompts(prefill, batch.prompts, decode.dtype, prefix)
     first = head(prefill)(prompt_states[rows, batch.prompt_lengths - 1]).to(decode.dtype)
     if batch.responses.shape[1] == 1:
         return cast(torch.Tensor, first[:, None])
@@ -184,11 +207,11 @@ def padded_logits(
 
 
 def _states_before_last(
-    prefill: PreTrainedModel, decode: PreTrainedModel, batch: Batch
+    prefill: PreTrainedModel, decode: PreTrainedModel, batch: Batch, prefix: KvCache | None
 ) -> torch.Tensor:
     """The decode module's final states that predict the responses, at boundary n-1."""
     last_token = batch.prompts.gather(1, batch.prompt_lengths[:, None] - 1)
-    cache, _ = write_prompts(prefill, batch.prompts[:, :-1], decode.dtype)
+    cache, _ = write_prompts(prefill, batch.prompts[:, :-1], decode.dtype, prefix)
     read = torch.cat([last_token, batch.responses[:, :-1]], dim=1)
     return _continue(decode, cache, batch.prompt_lengths - 1, read)
 

@@ -77,6 +77,30 @@ class VllmServer:
         value: dict[str, Any] = self._answer("POST", path, {"model": self.model, **body}).json()
         return value
 
+    def stream(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """The events of a streamed completion, each as it comes.
+
+        Raises:
+            ServingEnvironmentError: the server answered with an error, or broke off.
+        """
+        request = {"model": self.model, **body, "stream": True}
+        try:
+            with httpx.stream(
+                "POST",
+                f"{self.url}/v1/completions",
+                json=request,
+                timeout=REQUEST_TIMEOUT_S,
+                trust_env=False,
+            ) as answer:
+                answer.raise_for_status()
+                for line in answer.iter_lines():
+                    if line.startswith("data:") and "[DONE]" not in line:
+                        yield line
+        except httpx.HTTPError as error:
+            raise ServingEnvironmentError(
+                f"{self.name} broke off a stream: {error!r}\n{last_errors(self.log)}"
+            ) from error
+
     def metrics(self) -> str:
         """The server's counters as Prometheus reads them; see `worker_counts`.
 

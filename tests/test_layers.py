@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "tune", "quantize", "export", "verify", "serve")
+STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
     ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
         *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
+        "decode_recipe",
         *(
             "guard",
             "bundle",

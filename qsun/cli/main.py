@@ -30,6 +30,10 @@ COMMANDS = {
         "qsun.cli.verify",
         "Prove that a bundle's modules belong together.",
     ),
+    "evaluate": (
+        "qsun.cli.evaluate",
+        "Score a bundle's systems on their tasks, paired, with floors.",
+    ),
     "serve": (
         "qsun.cli.serve",
         "Serve a bundle: every task, one shared pool of decode workers.",

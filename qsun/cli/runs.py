@@ -14,8 +14,8 @@ import click
 
 from qsun.cli import tune
 from qsun.config import RunConfig, load_config
+from qsun.decode_recipe import QUANTIZATION
 from qsun.errors import ConfigError, QsunError, bullet_list
-from qsun.jobs.export import QUANTIZATION
 from qsun.jobs.prepare_export import TUNING
 from qsun.records import read_record
 

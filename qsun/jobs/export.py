@@ -17,6 +17,7 @@ from qsun import __version__
 from qsun.bundle import Manifest, PrefillModule, write_manifest
 from qsun.checkpoint_files import read_config_file
 from qsun.decode_checkpoint import scheme_of
+from qsun.decode_recipe import QUANTIZATION
 from qsun.errors import ConfigError, DataError
 from qsun.files import digest_folder, publish_folder, write_json
 from qsun.jobs.prepare_export import TUNING, Chosen, PreparedExport
@@ -42,7 +43,6 @@ TOKENIZER_FILES = (
     *("config.json", "tokenizer*", "special_tokens_map.json"),
     *("chat_template*", "vocab*", "merges*"),
 )
-QUANTIZATION = "records/quantization.json"
 LEFT_OUT = shutil.ignore_patterns("logs", "checkpoint-*", "records")
 
 
@@ -144,6 +144,8 @@ def _write_references(prepared: PreparedExport, one: Chosen, scratch: Path) -> N
         )
     references = [Reference(row.prompt, row.response) for row in short[: settings.references]]
     write_references(scratch / f"verification/{task.name}.jsonl", references)
+    # What `qsun evaluate` asks: a task is named by its definition's file.
+    shutil.copy(one.definition, scratch / f"verification/{task.name}.yaml")
 
 
 def _measured(

@@ -10,7 +10,8 @@ from typing import Any
 
 from qsun.checkpoint_files import check_checkpoint, read_config_file
 from qsun.config import ExportConfig, RunConfig
-from qsun.decode_checkpoint import scheme_of, weights_digest
+from qsun.decode_checkpoint import scheme_of
+from qsun.decode_recipe import QUANTIZATION, Likeness, likeness
 from qsun.errors import ConfigError, ModelError, QsunError, bullet_list
 from qsun.files import refuse_used_folder
 from qsun.kv_layout import KvLayout, kv_layout, layout_differences
@@ -71,17 +72,17 @@ def prepare_export(
     layout = kv_layout(model_config)
     refuse_used_folder(out)
     problems: list[str] = []
-    decode = _resolved(run.export.decode, relative_to)
-    problems += _checkpoint_problems("export.decode", decode, layout)
+    decode = resolved(run.export.decode, relative_to)
+    problems += checkpoint_problems("export.decode", decode, layout)
     definitions = {Path(path).stem: relative_to / path for path in run.tasks}
     chosen = []
     for choice in run.export.prefill:
-        folder = _resolved(choice.module, relative_to)
+        folder = resolved(choice.module, relative_to)
         if choice.task not in definitions:
             known = ", ".join(definitions) or "none"
             problems.append(f"task {choice.task}: not among the config's `tasks` ({known})")
             continue
-        adapter, found = _module_problems(choice.task, folder, layout)
+        adapter, found = module_problems(choice.task, folder, layout)
         problems += found
         if not found:
             definition = definitions[choice.task]
@@ -106,28 +107,31 @@ def prepare_export(
 
 def _decode_problems(decode: Path, chosen: Sequence[Chosen]) -> list[str]:
     """Modules that were tuned through another quantized decode module than the bundle's."""
-    through = {
-        one.task.name: digest
-        for one in chosen
-        if one.record and (digest := one.record.get("decode_digest"))
-    }
-    if not through:
-        return []
-    scheme = scheme_of(read_config_file(decode / "config.json"))
-    found = None if scheme is None else weights_digest(decode)
     return [
-        f"task {task}: tuned through another decode module (SHA-256 {digest[:12]}...) than "
-        f"{decode}: name that one, or tune through this one"
-        for task, digest in through.items()
-        if digest != found
+        f"task {one.task.name}: tuned through another decode module (SHA-256 "
+        f"{one.record['decode_digest'][:12]}...) than {decode}: name that one, or tune through "
+        "this one"
+        for one in chosen
+        if one.record and tuned_through(one.record, decode) is Likeness.OTHER
     ]
 
 
-def _resolved(path: str, relative_to: Path) -> Path:
+def tuned_through(record: Mapping[str, Any], decode: Path) -> Likeness | None:
+    """How a decode module compares with the one of a tuning's record; None where it names none."""
+    digest = record.get("decode_digest")
+    if not digest:
+        return None
+    if scheme_of(read_config_file(decode / "config.json")) is None:
+        return Likeness.OTHER
+    return likeness(decode, decode / QUANTIZATION, digest, record.get("decode_recipe"))
+
+
+def resolved(path: str, relative_to: Path) -> Path:
+    """A config's path, relative to the config's folder."""
     return (relative_to / Path(path).expanduser()).resolve()
 
 
-def _checkpoint_problems(what: str, folder: Path, layout: KvLayout) -> list[str]:
+def checkpoint_problems(what: str, folder: Path, layout: KvLayout) -> list[str]:
     """Why the checkpoint in `folder` cannot share a cache with the base model."""
     try:
         check_checkpoint(folder)
@@ -140,13 +144,13 @@ def _checkpoint_problems(what: str, folder: Path, layout: KvLayout) -> list[str]
     ]
 
 
-def _module_problems(
+def module_problems(
     task: str, folder: Path, layout: KvLayout
 ) -> tuple[Mapping[str, Any] | None, list[str]]:
     """An adapter's own config, None for a checkpoint; and why the module cannot be exported."""
     path = folder / ADAPTER_CONFIG
     if not path.exists():
-        return None, _checkpoint_problems(f"task {task}", folder, layout)
+        return None, checkpoint_problems(f"task {task}", folder, layout)
     try:
         return json.loads(path.read_text(encoding="utf-8")), []
     except (OSError, ValueError) as error:

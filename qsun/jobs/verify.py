@@ -14,11 +14,9 @@ from pathlib import Path
 from qsun.bundle import Bundle, read_bundle
 from qsun.config import VerifyConfig
 from qsun.errors import IncompatibleError, OutputError, QsunError
-from qsun.models import ModelSource, checkpoint_folder, fingerprint, locate, read_config
-from qsun.models import serving_dtype as dtype_of
+from qsun.jobs.base_model import fetch_base
 from qsun.progress import announce
 from qsun.records import new_record
-from qsun.skeleton import skeleton
 from qsun.verdict import VERDICT, Check, Outcome, Verdict
 from qsun.verify.static.level import static_checks
 from qsun.verify.subject import Subject
@@ -124,18 +122,7 @@ def _base_folder(request: Request, scratch: Path) -> Path:
     manifest = request.subject.manifest
     if manifest is None:
         raise OutputError("a pair of folders needs the base model's folder: give it by --base")
-    source = locate(manifest.base["model"], manifest.base["revision"], Path())
-    config = read_config(source)
-    folder = checkpoint_folder(source, skeleton(config), scratch, dtype_of(config))
-    wanted: dict[str, str] = manifest.base["sha256"]
-    found = fingerprint(source, folder) | fingerprint(ModelSource(folder=folder), folder)
-    changed = [name for name in wanted if name in found and found[name] != wanted[name]]
-    if changed:
-        raise IncompatibleError(
-            f"{manifest.base['model']} is not the base model of this bundle: other digests of "
-            f"{', '.join(changed)}. Give the right one by --base."
-        )
-    return folder
+    return fetch_base(manifest.base, scratch)
 
 
 def _served(request: Request) -> list[Check]:

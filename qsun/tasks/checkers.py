@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qsun.tasks.final_number import check_final_numbers
-from qsun.tasks.function_calls import check_function_calls
+from qsun.tasks.final_number import check_final_numbers, gives_number
+from qsun.tasks.function_calls import check_function_calls, makes_calls
 from qsun.tasks.unit_tests import check_unit_tests
 
 Checker = Callable[[Sequence[str], Sequence[str]], list[bool]]
@@ -24,4 +24,12 @@ CHECKERS: dict[str, Checker] = {
     "function-calls": check_function_calls,
     "unit-tests": check_unit_tests,
     "exact-match": check_exact_matches,
+}
+
+# Whether a response has a form that can be right, by checker: a number, calls, any text.
+FORMS: dict[str, Callable[[str], bool]] = {
+    "final-number": gives_number,
+    "function-calls": makes_calls,
+    "unit-tests": lambda response: bool(response.strip()),
+    "exact-match": lambda response: bool(response.strip()),
 }

@@ -31,6 +31,11 @@ def check_final_numbers(responses: Sequence[str], answers: Sequence[str]) -> lis
     return [_is_right(*pair) for pair in zip(responses, answers, strict=True)]
 
 
+def gives_number(response: str) -> bool:
+    """Whether a response comes to a number at all, right or wrong."""
+    return final_number(response) is not None
+
+
 def _is_right(response: str, answer: str) -> bool:
     expected = final_number(answer)
     if expected is None:

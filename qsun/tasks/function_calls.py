@@ -68,6 +68,11 @@ def check_function_calls(responses: Sequence[str], answers: Sequence[str]) -> li
     ]
 
 
+def makes_calls(response: str) -> bool:
+    """Whether a response is calls at all, right or wrong."""
+    return _calls(response) is not None
+
+
 def _is_right(response: str, answer: str) -> bool:
     try:
         expected = json.loads(answer)

@@ -2,9 +2,12 @@
 
 Standard input holds the job as JSON: `programs`, the first of which that compiles is run; `test`,
 which defines `check`; `entry_point`, which `check` is called with; `token`; and the limits
-`cpu_s` and `memory_bytes`. The token on standard output says that all of it came to its end.
+`cpu_s` and `memory_bytes`. On standard output, a `+` says that the program begins under its limits,
+and the token after it that all came to its end.
 
-The limits stop mistakes and mischief of generated code; they are no wall against an attacker.
+What it does to the machine is walled by the container this runs in (`container.py`); the limits
+here are a second wall. The verdict is not: a program that searches this interpreter can find the
+token and say it.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ def main() -> None:
         os.dup2(nothing, stream)
     _limit(job["cpu_s"], job["memory_bytes"])
     sys.addaudithook(_refuse)
+    write(verdict, b"+")
     module = ModuleType("solution")
     sys.modules["solution"] = module
     names: dict[str, Any] = module.__dict__
@@ -53,7 +57,7 @@ def _limit(cpu_s: int, memory_bytes: int) -> None:
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: OPEN_FILES,
-        # No process or thread more, however many the user has; root is exempt from it.
+        # No process or thread more; root is exempt from it, not from the container's filter.
         resource.RLIMIT_NPROC: 0,
     }
     for kind, limit in limits.items():

@@ -8,8 +8,6 @@ import re
 import secrets
 import selectors
 import signal
-import subprocess
-import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
@@ -17,9 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qsun.errors import DataError
+from qsun.tasks.container import require_sandbox, start
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # from when a program begins
+START_S = 60.0
+BEGAN = b"+"
 CPU_S = 10
 MEMORY_BYTES = 512 * 2**20  # of address space, of which the interpreter takes some 20 MiB
 OUTPUT_BYTES = 64  # a token and a little: whatever is longer is none
@@ -31,14 +32,15 @@ KEYS = ("prompt", "test", "entry_point")
 def check_unit_tests(
     responses: Sequence[str], answers: Sequence[str], timeout_s: float = TIMEOUT_S
 ) -> list[bool]:
-    """Whether each response passes its answer's test, each in a limited process of its own.
+    """Whether each response passes its answer's test, each in a container of its own.
 
     An answer is JSON with HumanEval's `prompt`, `test` and `entry_point`. A response goes on where
     the prompt ends, or is the whole function; either may be fenced as Markdown.
 
     Raises:
-        DataError: an answer is not such JSON.
+        DataError: an answer is not such JSON, or containers do not work here.
     """
+    require_sandbox()
     jobs = [_job(*pair) for pair in zip(responses, answers, strict=True)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(lambda job: _passes(job, timeout_s), jobs))
@@ -85,36 +87,34 @@ def _programs(code: str, prompt: str, entry_point: str) -> list[str]:
 
 def _passes(job: dict[str, object], timeout_s: float) -> bool:
     token = secrets.token_hex(16)
-    with (
-        tempfile.TemporaryDirectory(prefix="qsun-test-") as folder,
-        tempfile.TemporaryFile() as stdin,
-    ):
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stderr:
         stdin.write(json.dumps(job | {"token": token}).encode())
         stdin.seek(0)
         reader, writer = os.pipe()
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(SANDBOX)],
-                stdin=stdin,
-                stdout=writer,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={"PATH": os.defpath},
-                start_new_session=True,
-            )
+            process = start(SANDBOX, stdin, writer, stderr)
+        except BaseException:
+            os.close(reader)
+            raise
         finally:
             os.close(writer)
         try:
-            return _first_output(reader, timeout_s) == token.encode()
+            began = _first_output(reader, len(BEGAN), START_S) == BEGAN
+            passed = began and _first_output(reader, OUTPUT_BYTES, timeout_s) == token.encode()
         finally:
             os.close(reader)
             # Before the wait: until then its number is no other process's.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if not began:
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace").strip()
+            raise DataError(f"a sandbox for a generated program did not start: {said}")
+        return passed
 
 
-def _first_output(reader: int, timeout_s: float) -> bytes:
+def _first_output(reader: int, at_most: int, timeout_s: float) -> bytes:
     """The first that a process writes: nothing when it ends, or time does, before that."""
     with selectors.DefaultSelector() as selector:
         selector.register(reader, selectors.EVENT_READ)
-        return os.read(reader, OUTPUT_BYTES) if selector.select(timeout_s) else b""
+        return os.read(reader, at_most) if selector.select(timeout_s) else b""

@@ -11,6 +11,7 @@ import torch
 
 from qsun.checkpoint_files import read_config_file
 from qsun.decode_checkpoint import weights_digest
+from qsun.decode_recipe import QUANTIZATION, decode_recipe
 from qsun.errors import ConfigError, Interrupted, ResourceError
 from qsun.files import GIB, write_json
 from qsun.handoff import Boundary
@@ -103,7 +104,7 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
         "system": work.system,
         "module": settings.module,
         "boundary": settings.boundary,
-        "decode_digest": _decode_digest(work),
+        **_decode_identity(work),
         "task": {"name": work.task.name, "checker": work.task.checker, **work.data.summary()},
         "rows": {"train": texts.train.summary(), "validation": texts.validation.summary()},
         "trained_weights": sum(weight.numel() for weight in modules.trained_weights().values()),
@@ -114,11 +115,15 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
     }
 
 
-def _decode_digest(work: Work) -> str | None:
-    """Which quantized module it was tuned through; None for the base model."""
-    if work.system != "qsun" or work.checkpoints.decode is None:
-        return None
-    return weights_digest(work.checkpoints.decode)
+def _decode_identity(work: Work) -> dict[str, str | None]:
+    """Which quantized module it was tuned through, and its recipe; None for the base model."""
+    decode = work.checkpoints.decode
+    if work.system != "qsun" or decode is None:
+        return {"decode_digest": None, "decode_recipe": None}
+    return {
+        "decode_digest": weights_digest(decode),
+        "decode_recipe": decode_recipe(decode / QUANTIZATION),
+    }
 
 
 def _evaluate(

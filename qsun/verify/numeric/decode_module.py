@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, weights_digest
+from qsun.decode_checkpoint import DecodeCheckpoint, Scheme
+from qsun.decode_recipe import QUANTIZATION, Likeness, likeness
 from qsun.records import read_record
 from qsun.verdict import Check, Outcome
 from qsun.verify.subject import TUNING_RECORD, Subject
@@ -38,22 +39,30 @@ def scales_check(decode: Path) -> Check:
 
 def tuned_through_checks(subject: Subject, scheme: Scheme | None) -> list[Check]:
     """Whether D is the quantized module that a P was tuned through, where its record says."""
-    wanted = {
-        task: digest
+    results = {
+        task: read_record(folder / TUNING_RECORD, "tuning").result
         for task, folder in subject.prefill.items()
         if (folder / TUNING_RECORD).is_file()
-        and (digest := read_record(folder / TUNING_RECORD, "tuning").result.get("decode_digest"))
     }
-    if not wanted:
-        return []
-    found = None if scheme is None else weights_digest(subject.decode)
+    # Of a bundle, the record lies beside the decode module's folder.
+    record = (subject.folder or subject.decode) / QUANTIZATION
     compared = "the decode module that P was tuned through with D, by all codes and scales"
     checks = []
-    for task, digest in wanted.items():
-        name = f"numeric.tuned_through.{task}"
-        if digest == found:
-            checks.append(Check(name, Outcome.PASSED, compared, f"the same, {digest[:12]}..."))
-        else:
-            message = f"another: {digest[:12]}... then, {str(found)[:12]}... here"
-            checks.append(Check(name, Outcome.FAILED, compared, message, EXPORT_AGAIN))
+    for task, result in results.items():
+        digest = result.get("decode_digest")
+        if not digest:
+            continue
+        found = Likeness.OTHER
+        if scheme is not None:
+            found = likeness(subject.decode, record, digest, result.get("decode_recipe"))
+        passed = found is not Likeness.OTHER
+        checks.append(
+            Check(
+                f"numeric.tuned_through.{task}",
+                Outcome.PASSED if passed else Outcome.FAILED,
+                compared,
+                f"{found.value}: {digest[:12]}... then",
+                "" if passed else EXPORT_AGAIN,
+            )
+        )
     return checks

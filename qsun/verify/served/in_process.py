@@ -11,9 +11,8 @@ import torch
 
 from qsun.bundle import Bundle
 from qsun.checkpoint_files import read_config_file
-from qsun.decode_checkpoint import load_dequantized, scheme_of
+from qsun.decode_checkpoint import load_decode
 from qsun.handoff import Boundary, collate, response_logits
-from qsun.models import load_model
 from qsun.prefill_module import load_prefill
 
 if TYPE_CHECKING:
@@ -41,10 +40,7 @@ class InProcess:
 
     @cached_property
     def _decode(self) -> PreTrainedModel:
-        folder = self._bundle.decode
-        if scheme_of(self._config) is None:
-            return load_model(folder, self._config["dtype"])
-        return load_dequantized(folder)
+        return load_decode(self._bundle.decode, self._config["dtype"])
 
     def _prefill_of(self, task: str) -> PreTrainedModel:
         """The task's prefill module; one is kept at a time."""

@@ -1,0 +1,52 @@
+"""The recipe of a decode module: what it was quantized from, with and how, whatever machine did it.
+
+AWQ's search compares sums of floating-point products, which differ from one processor to another in
+their last bits: the same recipe gives other codes elsewhere, and other digests of the same module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import Enum
+from pathlib import Path
+
+from qsun.decode_checkpoint import weights_digest
+from qsun.records import read_record
+
+QUANTIZATION = "records/quantization.json"
+# What of a quantization's settings does not change a weight.
+NO_WEIGHTS = ("format", "calibration", "heldout", "tensor_parallel")
+
+
+class Likeness(Enum):
+    """How a decode module compares with the one that a prefill module was tuned through."""
+
+    SAME = "the same"
+    SAME_RECIPE = "of the same recipe"
+    OTHER = "another"
+
+
+def decode_recipe(record: Path) -> str | None:
+    """SHA-256 of the recipe that a quantization's record tells; None without a record."""
+    if not record.is_file():
+        return None
+    found = read_record(record, "quantization")
+    settings = {
+        name: value for name, value in found.config["quantize"].items() if name not in NO_WEIGHTS
+    }
+    recipe = {
+        "base": found.result["base"]["sha256"],
+        "calibration": found.result["calibration"]["sha256"],
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def likeness(decode: Path, record: Path, digest: str, recipe: str | None) -> Likeness:
+    """How the module in `decode`, quantized as `record` tells, compares with a tuning's."""
+    if weights_digest(decode) == digest:
+        return Likeness.SAME
+    if recipe is not None and decode_recipe(record) == recipe:
+        return Likeness.SAME_RECIPE
+    return Likeness.OTHER

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy of two modules, compared fairly."""

@@ -1,0 +1,273 @@
+"""The evaluate job: every system on every test set, sample by sample, to one scorecard.
+
+request -> systems and test sets, checked -> test sets opened -> one pair of modules after another;
+what is finished is kept in a folder of its own for a resume -> scorecard, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsun.bundle import LATER_RECORDS
+from qsun.errors import ConfigError, OutputError, bullet_list
+from qsun.evaluate.systems import System
+from qsun.evaluate.test_sets import TestSet
+from qsun.files import digest_folder, write_json
+from qsun.handoff import Boundary
+from qsun.jobs.base_model import fetch_base
+from qsun.jobs.prepare_evaluate import PreparedEvaluation, router_address, with_base
+from qsun.models import ModelSource, checkpoint_folder, load_tokenizer, read_config
+from qsun.models import serving_dtype as dtype_of
+from qsun.progress import announce
+from qsun.records import Record, new_record
+from qsun.skeleton import skeleton
+
+SCORECARD = "records/scorecard.json"
+SAMPLES = "records/scorecard"
+IDENTITY = "run.json"
+IDLE = "{system}, task {task}: the prefill module writes the cache that an untuned one would: P = D"
+
+assert SCORECARD in LATER_RECORDS
+
+
+def run_evaluation(prepared: PreparedEvaluation) -> Record:
+    """Evaluate what was prepared, and write the scorecard; gives its record.
+
+    Raises:
+        QsunError: no scorecard was written; what is finished waits for a resume.
+    """
+    out = prepared.request.out
+    kept = out.with_name(f"{out.name}.evaluation")
+    with tempfile.TemporaryDirectory() as scratch:
+        announce("opening the base model")
+        base = _open_base(prepared, Path(scratch))
+        opened = with_base(prepared, base)
+        _open_run(kept, _identity(opened, base), prepared.request.resume)
+        result = _evaluate(opened, base, kept)
+    record = new_record("scorecard", _config(prepared), prepared.request.settings.seed, result)
+    _publish(record, kept, out)
+    return record
+
+
+def _config(prepared: PreparedEvaluation) -> Any:
+    return prepared.request.run or prepared.request.settings
+
+
+def _open_base(prepared: PreparedEvaluation, scratch: Path) -> Path:
+    named = prepared.subject.base
+    if isinstance(named, Path):
+        return named
+    if isinstance(named, ModelSource):
+        config = read_config(named)
+        return checkpoint_folder(named, skeleton(config), scratch, dtype_of(config))
+    return fetch_base(named, scratch)
+
+
+def _identity(prepared: PreparedEvaluation, base: Path) -> dict[str, Any]:
+    """All that a sample depends on: a resume with anything else would mix two evaluations."""
+    request = prepared.request
+    folders = {
+        f"{task}, {one.name}, {part}": folder
+        for task, systems in prepared.systems.items()
+        for one in systems
+        for part, folder in (("prefill", one.prefill), ("decode", one.decode))
+    }
+    seen = {folder: _digest(folder) for folder in {base, *folders.values()}}
+    return {
+        "tests": {
+            one.name: "" if one.definition is None else _digest(one.definition)
+            for one in prepared.tests
+        },
+        "modules": {name: seen[folder] for name, folder in sorted(folders.items())},
+        "limit": request.limit,
+        "batch_size": request.settings.batch_size,
+        "seed": request.settings.seed,
+        "boundary": prepared.subject.boundary,
+        "max_tokens": prepared.subject.max_tokens,
+    }
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 over a folder's weights and configs, or of a file."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = {
+        name: digest
+        for name, digest in digest_folder(path).items()
+        if not name.startswith(("logs/", "records/"))
+    }
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _open_run(kept: Path, identity: Mapping[str, Any], resume: bool) -> None:
+    """The folder of finished samples, new or gone on with.
+
+    Raises:
+        OutputError: an interrupted evaluation lies there, or none.
+        ConfigError: it was started with other modules, test sets or settings; names them.
+    """
+    started = kept / IDENTITY
+    if resume != started.exists():
+        remedy = "Go on with it by --resume, or remove it yourself."
+        raise OutputError(
+            f"--resume: there is no interrupted evaluation in {kept}"
+            if resume
+            else f"an interrupted evaluation lies in {kept}.\n{remedy}"
+        )
+    if resume:
+        before = json.loads(started.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(identity))
+        changed = [
+            f"{key}.{name}: {value!r} then, {now[key].get(name)!r} now"
+            for key in ("tests", "modules")
+            for name, value in before[key].items()
+            if now[key].get(name) != value
+        ]
+        changed += [
+            f"{key}: {value!r} then, {now.get(key)!r} now"
+            for key, value in before.items()
+            if not isinstance(value, dict) and now.get(key) != value
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume: the evaluation in {kept} was started differently:\n"
+                f"{bullet_list(changed)}\nRestore these, or remove the folder and start anew."
+            )
+        return
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        write_json(started, identity)
+    except OSError as error:
+        raise OutputError(f"cannot write to {kept}: {error.strerror}") from error
+
+
+def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path) -> dict[str, Any]:
+    from qsun.evaluate.load import Loader
+    from qsun.evaluate.run import load_test_sets
+    from qsun.evaluate.samples import read_samples
+    from qsun.evaluate.scorecard import Scorecard, compare_records
+
+    request, subject = prepared.request, prepared.subject
+    tokenizer = base if subject.bundle is None else subject.bundle.tokenizer
+    announce("opening the test sets")
+    asking = load_test_sets(prepared.tests, tokenizer, request.limit, request.settings.unsafe_code)
+    loader = Loader(
+        base=base,
+        tokenizer=load_tokenizer(tokenizer),
+        boundary=Boundary(subject.boundary),
+        max_tokens=subject.max_tokens,
+        dtype=dtype_of(json.loads((base / "config.json").read_text(encoding="utf-8"))),
+    )
+    work = [
+        (task, system, one)
+        for task, systems in prepared.systems.items()
+        for system in systems
+        for one in prepared.tests
+        if one.task == task
+    ]
+    warnings = _run_all(prepared, work, loader, asking, kept)
+    found = tuple(read_samples(_path(kept, system, one)) for _, system, one in work)
+    result = Scorecard(found, request.settings.seed).summary()
+    result |= {
+        "bundle": None if subject.bundle is None else subject.bundle.digest,
+        "limit": request.limit,
+        "served": request.served is not None,
+        "boundary": subject.boundary,
+        "warnings": warnings,
+        "modules": json.loads((kept / IDENTITY).read_text(encoding="utf-8"))["modules"],
+        "tpot": _tpot(prepared, base),
+    }
+    if prepared.before is not None:
+        result["compared"] = compare_records(result, prepared.before.result)
+    return result
+
+
+def _path(kept: Path, system: System, test_set: TestSet) -> Path:
+    return kept / f"{system.name}--{test_set.name}.jsonl.gz"
+
+
+def _run_all(
+    prepared: PreparedEvaluation,
+    work: list[tuple[str, System, TestSet]],
+    loader: Any,
+    asking: Any,
+    kept: Path,
+) -> list[str]:
+    """Make the samples that are not there yet; what there is to say of the modules."""
+    from qsun.evaluate.run import ask
+    from qsun.evaluate.samples import write_samples
+
+    notes = kept / "warnings.json"
+    warnings: list[str] = json.loads(notes.read_text()) if notes.exists() else []
+    left = [one for one in work if not _path(kept, one[1], one[2]).exists()]
+    lm, loaded, spent = None, None, 0.0
+    for number, (task, system, test_set) in enumerate(left):
+        ahead = f", {spent / number * (len(left) - number) / 60:.0f} min left" if number else ""
+        announce(f"evaluate: {system.name} on {test_set.name} ({number + 1} of {len(left)}{ahead})")
+        began = time.monotonic()
+        if loaded != (task, system):
+            lm, loaded = None, (task, system)  # frees what the next system does not share
+            lm, idle = _model(prepared, task, system, loader)
+            said = IDLE.format(system=system.name, task=task)
+            if idle and said not in warnings:
+                warnings.append(said)
+                write_json(notes, warnings)
+                announce(f"WARNING: {said}")
+        write_samples(ask(asking, test_set, system.name, lm), _path(kept, system, test_set))
+        spent += time.monotonic() - began
+    return warnings
+
+
+def _model(
+    prepared: PreparedEvaluation, task: str, system: System, loader: Any
+) -> tuple[Any, bool]:
+    """A system as lm-eval's model, and whether its prefill module does nothing unasked."""
+    from qsun.evaluate.lm import TwoModules
+    from qsun.evaluate.pair import prefill_is_idle
+    from qsun.evaluate.routed import RoutedModules
+
+    request, bundle = prepared.request, prepared.subject.bundle
+    if request.served is not None and bundle is not None:
+        address = router_address(request)
+        seed = request.settings.seed
+        return RoutedModules(str(bundle.folder), task, address.url, address.key, seed), False
+    pair = loader.pair(system)
+    lm = TwoModules(pair, request.settings.batch_size, request.settings.seed)
+    return lm, not system.one_model and prefill_is_idle(pair)
+
+
+def _tpot(prepared: PreparedEvaluation, base: Path) -> dict[str, Any] | None:
+    settings = prepared.request.settings
+    if settings.tpot == "skip" or prepared.subject.decode is None or prepared.request.served:
+        return None
+    from qsun.environments import find_serving_environment
+    from qsun.evaluate.tpot import measure_tpot
+
+    announce("measuring TPOT of the decode module in vLLM")
+    serving = find_serving_environment(None)
+    return measure_tpot(prepared.subject.decode, base, serving, settings)
+
+
+def _publish(record: Record, kept: Path, out: Path) -> None:
+    """Samples first, the scorecard last; then what a resume would have needed goes."""
+    try:
+        folder = out / SAMPLES
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.jsonl.gz"):
+            old.unlink()
+        for path in kept.glob("*.jsonl.gz"):
+            shutil.copy(path, folder / path.name)
+        record.write(out / SCORECARD)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the scorecard to {out}: {error.strerror}. The samples wait in {kept}: "
+            "make room and go on by --resume."
+        ) from error
+    shutil.rmtree(kept)
