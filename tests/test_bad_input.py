@@ -29,7 +29,7 @@ def test_three_mistakes_are_all_named(tmp_path: Path, tiny_folder: Path) -> None
     message = refused(config, 3)
     assert "3 mistake(s)" in message
     assert "quantize.grop_size: no such setting (did you mean group_size?)" in message
-    assert "quantize.bits: 5 is not one of 3, 4, 8" in message
+    assert "quantize.bits: 5 is not one of 2, 3, 4, 8" in message
     assert "sede: no such setting (did you mean seed?)" in message
 
 

@@ -12,7 +12,15 @@ from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, load_dequantized
 from tests.builders import write_config
 from tests.command import run_qsun
 
-SCHEMES = [(3, False, 32), (3, True, 64), (4, True, 128), (8, False, 64), (8, True, 32)]
+SCHEMES = [
+    (2, False, 64),
+    (2, True, 32),
+    (3, False, 32),
+    (3, True, 64),
+    (4, True, 128),
+    (8, False, 64),
+    (8, True, 32),
+]
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "group_size"), SCHEMES)

@@ -115,7 +115,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         "nam: no such setting (did you mean name?)",
         "name: missing",
         "base.model: missing",
-        "quantize.bits: 5 is not one of 3, 4, 8",
+        "quantize.bits: 5 is not one of 2, 3, 4, 8",
         "quantize.groupsize: no such setting (did you mean group_size?)",
         "--set seed: write it as key=value",
         "load_check.mode: False must be of type str",

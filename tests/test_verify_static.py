@@ -128,7 +128,7 @@ def test_the_bundles_of_these_tests_are_quantized_to_nearest(
     assert torch.equal(found.weight, expected.get_submodule(K_PROJ).weight)
 
 
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_packed_codes_take_as_many_words_as_compressed_tensors_writes(bits: int) -> None:
     out_features, in_features, group_size = 24, 96, 32
     scheme = Scheme("compressed-tensors", bits, group_size, symmetric=False)
