@@ -181,6 +181,12 @@ class TwoModules(HFLM):  # type: ignore[misc]
             )
         ]
 
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Every answer; what is drawn follows from the seed and these requests alone."""
+        self._batches = 0
+        texts: list[str] = super().generate_until(requests, disable_tqdm)
+        return texts
+
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
     ) -> torch.Tensor:

@@ -14,7 +14,7 @@ from qsun.evaluate.pair import Pair
 from qsun.evaluate.systems import System, nearest
 from qsun.handoff import Boundary
 from qsun.models import load_tokenizer, serving_dtype
-from qsun.prefill_module import load_prefill
+from qsun.prefill_module import ADAPTER_CONFIG, load_prefill
 from qsun.verdict import require_verdict
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Loader:
 
     def _decode(self, folder: Path) -> PreTrainedModel:
         if folder not in self._open:
+            if (folder / ADAPTER_CONFIG).exists():  # a fine-tuned model that is one adapter
+                return self._prefill(folder)
             self._open[folder] = load_decode(folder, self.dtype).to(device())
         return self._open[folder]
 

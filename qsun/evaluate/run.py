@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,8 @@ def load_test_sets(
         ConfigError: names every test set that lm-eval does not know, or that is a group.
         DataError: names every one that cannot be read, has no row, or runs code unasked.
     """
-    from lm_eval.tasks import TaskManager
-
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager()
+    manager = _manager(any(one.definition is None for one in test_sets))
     unknown = [
         f"lm-eval has no task {one.test!r} ({nearest(one.test, manager.all_tasks)})"
         for one in test_sets
@@ -56,6 +55,14 @@ def load_test_sets(
     if problems:
         raise DataError(f"these test sets cannot be used:\n{bullet_list(problems)}")
     return Asking(tasks, limit, unsafe_code)
+
+
+@cache
+def _manager(lm_evals_own: bool) -> Any:
+    """What opens tasks; listing lm-eval's own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=lm_evals_own)
 
 
 def _loaded(manager: Any, one: TestSet, tokenizer: Path, unsafe_code: bool) -> Any:
@@ -75,6 +82,8 @@ def _loaded(manager: Any, one: TestSet, tokenizer: Path, unsafe_code: bool) -> A
             "it runs generated code without a sandbox: set evaluate.unsafe_code=true, or use the "
             "task `code`, which has one"
         )
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        raise DataError("it scores whole texts, which has no accuracy: ask it by qsun-lm-eval")
     if not len(task.eval_docs):
         raise DataError("it has no rows")
     return task
@@ -93,6 +102,7 @@ def ask(asking: Asking, test_set: TestSet, system: str, lm: Any) -> Samples:
     found = simple_evaluate(
         model=lm,
         tasks=[task],
+        task_manager=_manager(False),  # its own would list every task of lm-eval's each time
         limit=asking.limit,
         bootstrap_iters=0,
         log_samples=True,
@@ -103,9 +113,16 @@ def ask(asking: Asking, test_set: TestSet, system: str, lm: Any) -> Samples:
     if not rows:
         raise DataError(f"{test_set.name}: no sample is left after --limit {asking.limit}")
     rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
-    metric = ACCURACY if ACCURACY in rows[0] else str(rows[0]["metrics"][0])
+    metric = ACCURACY if ACCURACY in rows[0] else _accuracy_of(rows)
     samples = tuple(_sample(row, metric, lm.length_of) for row in rows)
     return Samples(system, test_set.name, metric, lm.seconds - began, samples)
+
+
+def _accuracy_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first metric that says right or wrong of each row; the first where none does."""
+    metrics = [str(name) for name in rows[0]["metrics"]]
+    binary = (name for name in metrics if all(row[name] in (0, 1) for row in rows))
+    return next(binary, metrics[0])
 
 
 def _sample(row: Mapping[str, Any], metric: str, length_of: Callable[[str], Any]) -> Sample:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qsun.bundle import LATER_RECORDS
-from qsun.errors import ConfigError, OutputError, bullet_list
+from qsun.errors import ConfigError, Interrupted, OutputError, bullet_list
 from qsun.evaluate.systems import System
 from qsun.evaluate.test_sets import TestSet
 from qsun.files import digest_folder, write_json
@@ -43,14 +43,21 @@ def run_evaluation(prepared: PreparedEvaluation) -> Record:
     Raises:
         QsunError: no scorecard was written; what is finished waits for a resume.
     """
-    out = prepared.request.out
+    out = prepared.request.out.resolve()  # `.` has no name to put the kept samples beside
     kept = out.with_name(f"{out.name}.evaluation")
     with tempfile.TemporaryDirectory() as scratch:
         announce("opening the base model")
         base = _open_base(prepared, Path(scratch))
         opened = with_base(prepared, base)
+        asking = _open_test_sets(opened, _tokenizer(opened, base))
         _open_run(kept, _identity(opened, base), prepared.request.resume)
-        result = _evaluate(opened, base, kept)
+        try:
+            result = _evaluate(opened, base, kept, asking)
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"interrupted; no scorecard was written. What is finished waits in {kept}: the "
+                "same command with --resume goes on from it."
+            ) from error
     record = new_record("scorecard", _config(prepared), prepared.request.settings.seed, result)
     _publish(record, kept, out)
     return record
@@ -70,6 +77,19 @@ def _open_base(prepared: PreparedEvaluation, scratch: Path) -> Path:
     return fetch_base(named, scratch)
 
 
+def _tokenizer(prepared: PreparedEvaluation, base: Path) -> Path:
+    bundle = prepared.subject.bundle
+    return base if bundle is None else bundle.tokenizer
+
+
+def _open_test_sets(prepared: PreparedEvaluation, tokenizer: Path) -> Any:
+    from qsun.evaluate.run import load_test_sets
+
+    announce("opening the test sets")
+    request = prepared.request
+    return load_test_sets(prepared.tests, tokenizer, request.limit, request.settings.unsafe_code)
+
+
 def _identity(prepared: PreparedEvaluation, base: Path) -> dict[str, Any]:
     """All that a sample depends on: a resume with anything else would mix two evaluations."""
     request = prepared.request
@@ -87,6 +107,7 @@ def _identity(prepared: PreparedEvaluation, base: Path) -> dict[str, Any]:
         },
         "modules": {name: seen[folder] for name, folder in sorted(folders.items())},
         "limit": request.limit,
+        "served": request.served is not None,
         "batch_size": request.settings.batch_size,
         "seed": request.settings.seed,
         "boundary": prepared.subject.boundary,
@@ -140,7 +161,6 @@ def _open_run(kept: Path, identity: Mapping[str, Any], resume: bool) -> None:
                 f"--resume: the evaluation in {kept} was started differently:\n"
                 f"{bullet_list(changed)}\nRestore these, or remove the folder and start anew."
             )
-        return
     try:
         kept.mkdir(parents=True, exist_ok=True)
         write_json(started, identity)
@@ -148,19 +168,15 @@ def _open_run(kept: Path, identity: Mapping[str, Any], resume: bool) -> None:
         raise OutputError(f"cannot write to {kept}: {error.strerror}") from error
 
 
-def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path) -> dict[str, Any]:
+def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path, asking: Any) -> dict[str, Any]:
     from qsun.evaluate.load import Loader
-    from qsun.evaluate.run import load_test_sets
     from qsun.evaluate.samples import read_samples
     from qsun.evaluate.scorecard import Scorecard, compare_records
 
     request, subject = prepared.request, prepared.subject
-    tokenizer = base if subject.bundle is None else subject.bundle.tokenizer
-    announce("opening the test sets")
-    asking = load_test_sets(prepared.tests, tokenizer, request.limit, request.settings.unsafe_code)
     loader = Loader(
         base=base,
-        tokenizer=load_tokenizer(tokenizer),
+        tokenizer=load_tokenizer(_tokenizer(prepared, base)),
         boundary=Boundary(subject.boundary),
         max_tokens=subject.max_tokens,
         dtype=dtype_of(json.loads((base / "config.json").read_text(encoding="utf-8"))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +14,18 @@ from qsun.config import EvaluateConfig, RunConfig, load_config
 from qsun.decode_checkpoint import scheme_of
 from qsun.decode_recipe import Likeness
 from qsun.environments import find_serving_environment
-from qsun.errors import ConfigError, ModelError, ServingEnvironmentError, bullet_list
+from qsun.errors import (
+    ConfigError,
+    ModelError,
+    OutputError,
+    ServingEnvironmentError,
+    bullet_list,
+)
 from qsun.evaluate.floors import Floor, load_floors, require_measured
 from qsun.evaluate.router_address import RouterAddress, require_router
 from qsun.evaluate.systems import Modules, Shared, System, choose_systems, nearest, systems_of
 from qsun.evaluate.test_sets import TestSet
+from qsun.files import existing_parent
 from qsun.jobs.prepare_export import (
     TUNING,
     checkpoint_problems,
@@ -129,7 +137,9 @@ def prepare_evaluation(request: Request) -> PreparedEvaluation:
     subject = _bundle_subject(request) if request.bundle else _config_subject(request)
     shared = Shared(BASE, subject.decode)
     available = {task: systems_of(shared, modules) for task, modules in subject.tasks.items()}
+    _require_writable(request.out)
     tests = choose_tests(subject, request.tests)
+    _require_room(tests, subject.max_tokens)
     tasks = {one.task for one in tests}
     systems = choose_systems(
         {task: found for task, found in available.items() if task in tasks}, request.systems
@@ -145,14 +155,34 @@ def prepare_evaluation(request: Request) -> PreparedEvaluation:
     return prepared
 
 
+def _require_writable(out: Path) -> None:
+    nearest_folder = existing_parent(out / "records")
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+        raise OutputError(f"cannot write a scorecard to {out}: {nearest_folder} takes no files")
+
+
+def _require_room(tests: Sequence[TestSet], max_tokens: int) -> None:
+    problems = [
+        f"{one.name}: max_new_tokens is {answer}"
+        for one in tests
+        if one.definition and (answer := load_task(one.definition).max_new_tokens) >= max_tokens
+    ]
+    if problems:
+        raise ConfigError(
+            f"the modules read {max_tokens} tokens, which leaves no room for a prompt:\n"
+            f"{bullet_list(problems)}"
+        )
+
+
 def _served_systems(
     request: Request, subject: Subject, systems: Mapping[str, list[System]]
 ) -> dict[str, list[System]]:
     """What a bundle's router answers with: the bundle's own modules, one system a task."""
     if subject.bundle is None:
         raise ConfigError("--served needs the BUNDLE that the router serves")
+    pool = subject.decode or BASE
     own = {
-        task: [one for one in found if one.decode == subject.decode or one.name == "sun"][-1:]
+        task: [one for one in found if not one.one_model and one.decode == pool]
         for task, found in systems.items()
     }
     missing = [task for task, found in own.items() if not found]
