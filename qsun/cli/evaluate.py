@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from qsun.cli.estimates import evaluation_estimate_text
 from qsun.cli.scores import plan_of_evaluation, scorecard_text
 
 
@@ -23,7 +24,7 @@ from qsun.cli.scores import plan_of_evaluation, scorecard_text
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="The router's key.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the scorecard goes.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted evaluation.")
-@click.option("--dry-run", is_flag=True, help="Say what would be evaluated.")
+@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and what it takes.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scorecard as JSON.")
 def command(
@@ -49,6 +50,7 @@ def command(
     Exits with 13 where an accuracy is below its floor.
     """
     from qsun.jobs.evaluate import SCORECARD, run_evaluation
+    from qsun.jobs.plan_evaluate import plan_evaluation
     from qsun.jobs.prepare_evaluate import prepare_evaluation, request_of
 
     request = request_of(
@@ -65,10 +67,14 @@ def command(
         api_key=api_key_file,
         out=out,
         resume=resume,
+        dry_run=dry_run,
     )
     prepared = prepare_evaluation(request)
     if dry_run:
         click.echo(plan_of_evaluation(prepared))
+        if served is None:  # else the router's workers do the work
+            plan = plan_evaluation(prepared)
+            click.echo(evaluation_estimate_text(plan, prepared.subject.missing))
         return
     record = run_evaluation(prepared)
     click.echo(

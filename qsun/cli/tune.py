@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from qsun.cli.estimates import tuning_plan_text
 from qsun.cli.output import tuning_text
 from qsun.config import load_config
 
@@ -27,6 +29,7 @@ from qsun.config import load_config
     help="Folder to publish; must not exist yet.  [default: exports/NAME-TASK-SYSTEM]",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, bit for bit.")
+@click.option("--dry-run", is_flag=True, help="Print what it would take, and stop.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -35,6 +38,7 @@ def command(
     system: str,
     out: Path | None,
     resume: bool,
+    dry_run: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -45,10 +49,18 @@ def command(
     """
     run = load_config(config, overrides)
 
+    from qsun.jobs.plan_tune import plan_tuning
     from qsun.jobs.tune import prepare_tuning, run_tuning
     from qsun.processes import rank
 
     folder = out or Path("exports") / f"{run.name}-{task}-{system}"
+    if dry_run:
+        plan = plan_tuning(run, config, task, system, folder)
+        for warning in plan.warnings:
+            click.echo(f"qsun: note: {warning}", err=True)
+        found = {"rows": asdict(plan.rows), "estimate": asdict(plan.estimate)}
+        click.echo(json.dumps(found, indent=1) if as_json else tuning_plan_text(plan))
+        return
     prepared = prepare_tuning(run, config, task, system, folder, resume)
     result = run_tuning(prepared)
     if rank() == 0:

@@ -26,6 +26,7 @@ from qsun.evaluate.router_address import RouterAddress, require_router
 from qsun.evaluate.systems import Modules, Shared, System, choose_systems, nearest, systems_of
 from qsun.evaluate.test_sets import TestSet
 from qsun.files import existing_parent
+from qsun.jobs.plan_model import planned_model
 from qsun.jobs.prepare_export import (
     TUNING,
     checkpoint_problems,
@@ -67,11 +68,15 @@ class Request:
     served: str | None = None
     api_key: Path | None = None
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, wherever it came from. `tasks` gives each task's modules by field."""
+    """What is evaluated, wherever it came from. `tasks` gives each task's modules by field.
+
+    `missing` are the folders that a dry run did not find.
+    """
 
     base: ModelSource | Mapping[str, Any] | Path
     decode: Path | None
@@ -82,6 +87,7 @@ class Subject:
     max_tokens: int
     bundle: Bundle | None = None
     relative_to: Path = field(default_factory=Path)
+    missing: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,10 @@ def request_of(
         run = settings_from(_Settings, {}, overrides)
         return Request(run.evaluate, out or subject, bundle=bundle.folder, **options)
     run_config = load_config(subject, overrides)
-    if out is None:
+    if out is None and not options.get("dry_run"):
         raise ConfigError("an evaluation of a config needs --out, the folder of its scorecard")
-    return Request(run_config.evaluate, out, run=run_config, config=subject, **options)
+    folder = out or Path("exports")
+    return Request(run_config.evaluate, folder, run=run_config, config=subject, **options)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def prepare_evaluation(request: Request) -> PreparedEvaluation:
         {task: found for task, found in available.items() if task in tasks}, request.systems
     )
     if request.settings.tpot == "measure" and subject.decode is not None and not request.served:
-        _require_serving()
+        _require_serving(request)
     if request.served is not None:
         systems = _served_systems(request, subject, systems)
     before = None if request.compare is None else read_record(request.compare, "scorecard")
@@ -209,7 +216,9 @@ def router_address(request: Request) -> RouterAddress:
     return RouterAddress(str(request.served), words[min(1, len(words) - 1)])
 
 
-def _require_serving() -> None:
+def _require_serving(request: Request) -> None:
+    if request.dry_run:
+        return
     try:
         find_serving_environment(None)
     except ServingEnvironmentError as error:
@@ -229,7 +238,14 @@ def choose_tests(subject: Subject, wanted: Sequence[str]) -> tuple[TestSet, ...]
         for task, path in subject.definitions.items()
         for source in load_task(path).tests
     ]
+    defined = {one.name for one in known}
     known += [TestSet(task, name) for task, names in subject.lm_eval.items() for name in names]
+    twice = [one.name for one in known if one.definition is None and one.name in defined]
+    if twice:
+        raise ConfigError(
+            f"evaluate.modules[].lm_eval names what is a task's own test set: {', '.join(twice)}.\n"
+            "Leave it out there; --tasks TASK:NAME asks lm-eval's in its place."
+        )
     names = {one.name: one for one in known}
     chosen: dict[str, TestSet] = {}
     problems = []
@@ -283,11 +299,15 @@ def _config_subject(request: Request) -> Subject:
         raise ConfigError(
             f"{path} has no modules to evaluate: name each task's folders under evaluate.modules"
         )
-    source = locate(run.base.model, run.base.revision, relative_to)
-    layout = kv_layout(read_config(source))
+    source, model_config = _base_model(request, run, relative_to)
+    layout = kv_layout(model_config)
     definitions = {Path(name).stem: relative_to / name for name in run.tasks}
     decode = None if settings.decode is None else resolved(settings.decode, relative_to)
-    problems = [] if decode is None else checkpoint_problems("evaluate.decode", decode, layout)
+    problems, missing = [], []
+    if decode is not None and request.dry_run and not decode.exists():
+        missing.append(decode)
+    elif decode is not None:
+        problems += checkpoint_problems("evaluate.decode", decode, layout)
     tasks, boundaries = {}, set()
     for one in settings.modules:
         if one.task not in definitions and not one.lm_eval:
@@ -299,8 +319,12 @@ def _config_subject(request: Request) -> Subject:
             if getattr(one, name) is not None
         }
         for name, folder in folders.items():
+            if request.dry_run and not folder.exists():
+                missing.append(folder)
+                continue
             _, found = module_problems(f"{one.task}, {name}", folder, layout)
-            problems += found or _record_problems(one.task, name, folder, decode)
+            opened = None if decode in missing else decode
+            problems += found or _record_problems(one.task, name, folder, opened)
             boundaries |= set() if found else _boundaries(folder)
         tasks[one.task] = Modules(**folders)
     if len(boundaries) > 1:
@@ -316,7 +340,17 @@ def _config_subject(request: Request) -> Subject:
         boundary=boundaries.pop() if boundaries else "n-1",
         max_tokens=layout.max_tokens,
         relative_to=relative_to,
+        missing=tuple(missing),
     )
+
+
+def _base_model(
+    request: Request, run: RunConfig, relative_to: Path
+) -> tuple[ModelSource, Mapping[str, Any]]:
+    if request.dry_run:
+        return planned_model(run, relative_to)
+    source = locate(run.base.model, run.base.revision, relative_to)
+    return source, read_config(source)
 
 
 def _boundaries(folder: Path) -> set[str]:

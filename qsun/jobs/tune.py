@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from qsun.config import RunConfig
 from qsun.decode_checkpoint import scheme_of
 from qsun.errors import ConfigError, ModelError, OutputError, bullet_list
 from qsun.files import digest_folder, publish_folder, refuse_used_folder, write_json
+from qsun.jobs.check_tune import check_model, check_settings, definition_of
 from qsun.kv_layout import kv_layout, layout_differences
 from qsun.models import ModelSource, checkpoint_folder, fingerprint, locate, read_config
 from qsun.models import serving_dtype as dtype_of
-from qsun.processes import count, first_process_first, rank
+from qsun.processes import first_process_first, rank
 from qsun.progress import announce
 from qsun.records import new_record
 from qsun.skeleton import skeleton
@@ -73,14 +73,12 @@ def prepare_tuning(
         QsunError: whatever would stop the run later and can be known now.
     """
     relative_to = config_path.absolute().parent
-    definition_path = _definition_path(run, task_name, relative_to)
+    definition_path = definition_of(run, task_name, relative_to)
     task = load_task(definition_path)
-    _check_settings(run, system)
+    check_settings(run, system)
     source = locate(run.base.model, run.base.revision, relative_to)
     model_config = read_config(source)
-    _check_lengths(task, model_config)
-    if run.tune.module == "lora":
-        _check_targets(run.tune.lora.targets, model_config)
+    check_model(run, task, model_config)
     decode = _module(run.tune.decode, relative_to) if system == "qsun" else None
     teacher = _module(run.tune.teacher, relative_to) if run.tune.loss != "nll" else None
     for folder, what in ((decode, "tune.decode"), (teacher, "tune.teacher")):
@@ -94,70 +92,6 @@ def prepare_tuning(
     )
     _check_run_folder(prepared)
     return prepared
-
-
-def _definition_path(run: RunConfig, task_name: str, relative_to: Path) -> Path:
-    paths = {Path(path).stem: relative_to / path for path in run.tasks}
-    if task_name not in paths:
-        known = ", ".join(paths) or "none: list task definitions under `tasks`"
-        raise ConfigError(f"--task {task_name}: the config has no such task (it has {known})")
-    return paths[task_name]
-
-
-def _check_settings(run: RunConfig, system: str) -> None:
-    tune = run.tune
-    problems = []
-    at_once = tune.micro_batch_size * count()
-    if tune.batch_size % at_once:
-        problems.append(
-            f"tune.batch_size {tune.batch_size} is no multiple of {at_once}, micro_batch_size "
-            f"{tune.micro_batch_size} on {count()} process(es)"
-        )
-    if system == "qsun" and tune.decode is None:
-        problems.append(
-            "system qsun needs tune.decode, the folder of a decode module by `qsun quantize`"
-        )
-    if tune.cuda_graphs and (tune.gradient_checkpointing or count() > 1 or not _has_gpu()):
-        problems.append(
-            "tune.cuda_graphs needs one process with an NVIDIA GPU, and no gradient_checkpointing"
-        )
-    if tune.loss != "nll" and tune.teacher is None:
-        problems.append(f"tune.loss {tune.loss} needs tune.teacher, a checkpoint's folder")
-    if system == "full-ft" and tune.boundary != "n-1":
-        problems.append("system full-ft has no boundary: leave tune.boundary at n-1")
-    if problems:
-        raise ConfigError(f"the run cannot be tuned as asked:\n{bullet_list(problems)}")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _check_lengths(task: TaskDefinition, model_config: dict[str, Any]) -> None:
-    context = model_config["max_position_embeddings"]
-    if max(task.max_tokens, task.max_new_tokens) > context:
-        raise ConfigError(
-            f"task {task.name}: max_tokens {task.max_tokens} or max_new_tokens "
-            f"{task.max_new_tokens} is above the model's max_position_embeddings {context}"
-        )
-    window = kv_layout(model_config).sliding_window
-    if window is not None and window < task.max_tokens:
-        raise ModelError(
-            f"the model attends to a sliding window of {window} tokens, less than the task's "
-            f"max_tokens {task.max_tokens}: lower max_tokens"
-        )
-
-
-def _check_targets(targets: Sequence[str], model_config: dict[str, Any]) -> None:
-    known = {layer.name.rpartition(".")[2] for layer in skeleton(model_config).linears}
-    unknown = [target for target in targets if target not in known]
-    if unknown or not targets:
-        raise ConfigError(
-            f"tune.lora.targets: the model has no layer {', '.join(unknown) or '(none is named)'}; "
-            f"it has {', '.join(sorted(known))}"
-        )
 
 
 def _module(path: str | None, relative_to: Path) -> Path:
