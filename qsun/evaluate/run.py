@@ -39,11 +39,8 @@ def load_test_sets(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager(any(one.definition is None for one in test_sets))
-    unknown = [
-        f"lm-eval has no task {one.test!r} ({nearest(one.test, manager.all_tasks)})"
-        for one in test_sets
-        if one.definition is None and one.test not in manager.all_tasks
-    ]
+    own = [one.test for one in test_sets if one.definition is None]
+    unknown = [_no_task(manager, name) for name in own if name not in manager.all_subtasks]
     if unknown:
         raise ConfigError(f"these test sets do not exist:\n{bullet_list(unknown)}")
     tasks, problems = {}, []
@@ -65,6 +62,15 @@ def _manager(lm_evals_own: bool) -> Any:
     return TaskManager(include_defaults=lm_evals_own)
 
 
+def _no_task(manager: Any, name: str) -> str:
+    """Why a name is not one task; said before a group's many data sets are fetched."""
+    if name not in manager.all_tasks:
+        return f"lm-eval has no task {name!r} ({nearest(name, manager.all_subtasks)})"
+    members = [one for one in manager.all_subtasks if one.startswith(name)]
+    such_as = f", such as {', '.join(members[:3])}" if members else ""
+    return f"{name!r} is a group of lm-eval's: name its tasks{such_as}"
+
+
 def _loaded(manager: Any, one: TestSet, tokenizer: Path, unsafe_code: bool) -> Any:
     try:
         found = manager.load([one.lm_eval(tokenizer)])
@@ -73,9 +79,6 @@ def _loaded(manager: Any, one: TestSet, tokenizer: Path, unsafe_code: bool) -> A
     except Exception as error:  # whatever a data set's own code, or the network, raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"it cannot be read: {reason}") from error
-    if found["groups"] or len(found["tasks"]) != 1:
-        names = ", ".join(sorted(found["tasks"]))
-        raise DataError(f"it is a group of lm-eval's: name its tasks ({names})")
     (task,) = found["tasks"].values()
     if getattr(task, "UNSAFE_CODE", False) and not unsafe_code:
         raise DataError(
