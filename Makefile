@@ -48,8 +48,9 @@ demo: setup
 	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml
 	$(BIN)/qsun inspect exports/smollm2-135m-w4
 	rm -rf exports/smollm2-135m-bundle
-	$(BIN)/qsun export configs/smollm2-135m-bundle.yaml --out exports/smollm2-135m-bundle
+	$(BIN)/qsun export configs/smollm2-135m-qsun.yaml --out exports/smollm2-135m-bundle
 	$(BIN)/qsun verify exports/smollm2-135m-bundle
+	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen,tools.simple --limit 12
 
 test: setup
 	$(BIN)/python -m pytest

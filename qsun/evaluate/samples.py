@@ -93,7 +93,9 @@ def write_samples(samples: Samples, path: Path) -> None:
 
 def read_samples(path: Path) -> Samples:
     """What `write_samples` wrote."""
-    header, *rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())
+    # Not by splitlines: a response may hold other characters that end a line.
+    lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
+    header, *rows = map(json.loads, lines)
     return Samples(**header, rows=tuple(Sample(**row) for row in rows))
 
 
