@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qsun.evaluate import run
 from qsun.evaluate.load import Loader
 from tests.evaluating import evaluate, verified_bundle
 from tests.lm_eval_tasks import hurried
@@ -41,7 +42,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     def opened(*_arguments: Any) -> Any:
         raise AssertionError("a model was opened")
 
-    def run(exit_code: int, subject: Path, *options: str | Path, out: Path | None = None) -> str:
+    def call(exit_code: int, subject: Path, *options: str | Path, out: Path | None = None) -> str:
         before = sorted(tmp_path.rglob("*"))
         with monkeypatch.context() as patch:
             patch.setattr(Loader, "pair", opened)
@@ -51,4 +52,18 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
         assert sorted(tmp_path.rglob("*")) == before
         return outcome.message
 
-    return run
+    return call
+
+
+def own_task(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """What lm-eval opens by any name of its own, none of which can be had without a network."""
+
+    class Manager:
+        all_tasks = all_subtasks = ("own",)
+
+        def __init__(self, manager: Any) -> None:
+            self.load = manager.load
+
+    whole = run._manager(False)
+    monkeypatch.setattr(run, "_manager", lambda _own: Manager(whole) if _own else whole)
+    monkeypatch.setattr("qsun.evaluate.test_sets.TestSet.lm_eval", lambda _self, _folder: found)

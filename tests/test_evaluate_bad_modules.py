@@ -10,12 +10,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
+
 from qsun.vllm_server import free_ports
 from tests.builders import tiny_model, write_config
 from tests.bundles import write_decode, write_tuning_record
 from tests.command import run_qsun
 from tests.evaluating import write_definitions
-from tests.refusing import Refused, bundle, hurry, refused, shared
+from tests.lm_eval_tasks import local_task
+from tests.refusing import Refused, bundle, hurry, own_task, refused, shared
 
 __all__ = ["bundle", "hurry", "refused", "shared"]
 
@@ -59,6 +62,15 @@ def test_a_router_that_serves_other_tasks_is_refused(bundle: Path, refused: Refu
         assert "the router answers with no such system" in message
         message = refused(3, bundle, "--served", url, "--systems", "sun")
         assert "task math: sun needs sun" in message
+
+
+def test_log_likelihoods_are_not_asked_of_a_router(
+    bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_task(monkeypatch, local_task("multiple_choice"))
+    with router_of("math", "code") as url:
+        message = refused(6, bundle, "--served", url, "--tasks", "math:own")
+    assert "math.own: a router gives no log-likelihoods of prompts: leave --served out" in message
 
 
 def test_a_router_wants_its_key(bundle: Path, refused: Refused, tmp_path: Path) -> None:

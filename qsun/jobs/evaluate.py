@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qsun.bundle import LATER_RECORDS
-from qsun.errors import ConfigError, Interrupted, OutputError, bullet_list
+from qsun.errors import ConfigError, DataError, Interrupted, OutputError, bullet_list
 from qsun.evaluate.systems import System
 from qsun.evaluate.test_sets import TestSet
 from qsun.files import digest_folder, write_json
@@ -83,11 +83,16 @@ def _tokenizer(prepared: PreparedEvaluation, base: Path) -> Path:
 
 
 def _open_test_sets(prepared: PreparedEvaluation, tokenizer: Path) -> Any:
+    from qsun.evaluate.routed import GENERATION_ONLY
     from qsun.evaluate.run import load_test_sets
 
     announce("opening the test sets")
     request = prepared.request
-    return load_test_sets(prepared.tests, tokenizer, request.limit, request.settings.unsafe_code)
+    found = load_test_sets(prepared.tests, tokenizer, request.limit, request.settings.unsafe_code)
+    scored = [name for name, task in found.tasks.items() if task.OUTPUT_TYPE != "generate_until"]
+    if scored and request.served is not None:
+        raise DataError(f"{', '.join(scored)}: {GENERATION_ONLY}")
+    return found
 
 
 def _identity(prepared: PreparedEvaluation, base: Path) -> dict[str, Any]:
