@@ -12,7 +12,7 @@ import torch
 from qsun.decode_checkpoint import load_decode, weights_digest
 from qsun.evaluate.systems import SYSTEMS
 from qsun.generation import Sampling, generate
-from qsun.jobs.evaluate import _digest
+from qsun.jobs.evaluation_state import digest_of
 from qsun.models import load_model, load_tokenizer
 from qsun.prefill_module import load_prefill, save_prefill
 from tests.builders import tiny_model, write_config
@@ -98,7 +98,7 @@ def test_each_system_has_its_own_modules_and_answers_with_them(
     assert len(result["pairs"]) == 7 * 6 / 2
     assert result["warnings"] == []
     folders = {"base": parts.base, "decode": parts.decode, **parts.folders}
-    digests = {name: _digest(folder) for name, folder in folders.items()}
+    digests = {name: digest_of(folder) for name, folder in folders.items()}
     assert len(set(digests.values())) == len(folders)
     assert result["modules"] == {
         f"math, {system}, {part}": digests[field]
@@ -133,7 +133,7 @@ def test_a_fine_tuned_model_that_is_an_adapter_is_both_modules_of_full_ft(
     config = parts.config(tmp_path / "run", full_ft=tuned, awq_full_ft=None, sun=None, qsun=None)
     options = ("--tasks", "math.sums", "--systems", "full-ft,naive")
     result = evaluated(config, *options, out=tmp_path / "out")
-    assert result["modules"]["math, full-ft, decode"] == _digest(tuned)
+    assert result["modules"]["math, full-ft, decode"] == digest_of(tuned)
     module = load_prefill(tuned, parts.base, "bfloat16")
     merged = tmp_path / "merged"
     module.merge_and_unload().save_pretrained(merged)

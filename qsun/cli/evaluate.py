@@ -50,8 +50,9 @@ def command(
     Exits with 13 where an accuracy is below its floor.
     """
     from qsun.jobs.evaluate import SCORECARD, run_evaluation
+    from qsun.jobs.evaluation_request import request_of
     from qsun.jobs.plan_evaluate import plan_evaluation
-    from qsun.jobs.prepare_evaluate import prepare_evaluation, request_of
+    from qsun.jobs.prepare_evaluate import prepare_evaluation
 
     request = request_of(
         subject,

@@ -6,23 +6,29 @@ what is finished is kept in a folder of its own for a resume -> scorecard, writt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qsun.bundle import LATER_RECORDS
-from qsun.errors import ConfigError, DataError, Interrupted, OutputError, bullet_list
+from qsun.errors import DataError, Interrupted, OutputError
 from qsun.evaluate.systems import System
 from qsun.evaluate.test_sets import TestSet
-from qsun.files import digest_folder, write_json
+from qsun.files import write_json
 from qsun.handoff import Boundary
 from qsun.jobs.base_model import fetch_base
-from qsun.jobs.prepare_evaluate import PreparedEvaluation, router_address, with_base
+from qsun.jobs.evaluation_request import router_address
+from qsun.jobs.evaluation_state import (
+    IDENTITY,
+    identity_of,
+    open_state,
+    samples_path,
+    state_folder,
+)
+from qsun.jobs.prepare_evaluate import PreparedEvaluation, with_base
 from qsun.models import ModelSource, checkpoint_folder, load_tokenizer, read_config
 from qsun.models import serving_dtype as dtype_of
 from qsun.progress import announce
@@ -31,7 +37,6 @@ from qsun.skeleton import skeleton
 
 SCORECARD = "records/scorecard.json"
 SAMPLES = "records/scorecard"
-IDENTITY = "run.json"
 IDLE = "{system}, task {task}: the prefill module writes the cache that an untuned one would: P = D"
 
 assert SCORECARD in LATER_RECORDS
@@ -44,13 +49,13 @@ def run_evaluation(prepared: PreparedEvaluation) -> Record:
         QsunError: no scorecard was written; what is finished waits for a resume.
     """
     out = prepared.request.out.resolve()  # `.` has no name to put the kept samples beside
-    kept = out.with_name(f"{out.name}.evaluation")
+    kept = state_folder(out)
     with tempfile.TemporaryDirectory() as scratch:
         announce("opening the base model")
         base = _open_base(prepared, Path(scratch))
         opened = with_base(prepared, base)
         asking = _open_test_sets(opened, _tokenizer(opened, base))
-        _open_run(kept, _identity(opened, base), prepared.request.resume)
+        open_state(kept, identity_of(opened, base), prepared.request.resume)
         try:
             result = _evaluate(opened, base, kept, asking)
         except KeyboardInterrupt as error:
@@ -95,84 +100,6 @@ def _open_test_sets(prepared: PreparedEvaluation, tokenizer: Path) -> Any:
     return found
 
 
-def _identity(prepared: PreparedEvaluation, base: Path) -> dict[str, Any]:
-    """All that a sample depends on: a resume with anything else would mix two evaluations."""
-    request = prepared.request
-    folders = {
-        f"{task}, {one.name}, {part}": folder
-        for task, systems in prepared.systems.items()
-        for one in systems
-        for part, folder in (("prefill", one.prefill), ("decode", one.decode))
-    }
-    seen = {folder: _digest(folder) for folder in {base, *folders.values()}}
-    return {
-        "tests": {
-            one.name: "" if one.definition is None else _digest(one.definition)
-            for one in prepared.tests
-        },
-        "modules": {name: seen[folder] for name, folder in sorted(folders.items())},
-        "limit": request.limit,
-        "served": request.served is not None,
-        "batch_size": request.settings.batch_size,
-        "seed": request.settings.seed,
-        "boundary": prepared.subject.boundary,
-        "max_tokens": prepared.subject.max_tokens,
-    }
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 over a folder's weights and configs, or of a file."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    files = {
-        name: digest
-        for name, digest in digest_folder(path).items()
-        if not name.startswith(("logs/", "records/"))
-    }
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _open_run(kept: Path, identity: Mapping[str, Any], resume: bool) -> None:
-    """The folder of finished samples, new or gone on with.
-
-    Raises:
-        OutputError: an interrupted evaluation lies there, or none.
-        ConfigError: it was started with other modules, test sets or settings; names them.
-    """
-    started = kept / IDENTITY
-    if resume != started.exists():
-        remedy = "Go on with it by --resume, or remove it yourself."
-        raise OutputError(
-            f"--resume: there is no interrupted evaluation in {kept}"
-            if resume
-            else f"an interrupted evaluation lies in {kept}.\n{remedy}"
-        )
-    if resume:
-        before = json.loads(started.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(identity))
-        changed = [
-            f"{key}.{name}: {value!r} then, {now[key].get(name)!r} now"
-            for key in ("tests", "modules")
-            for name, value in before[key].items()
-            if now[key].get(name) != value
-        ]
-        changed += [
-            f"{key}: {value!r} then, {now.get(key)!r} now"
-            for key, value in before.items()
-            if not isinstance(value, dict) and now.get(key) != value
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume: the evaluation in {kept} was started differently:\n"
-                f"{bullet_list(changed)}\nRestore these, or remove the folder and start anew."
-            )
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        write_json(started, identity)
-    except OSError as error:
-        raise OutputError(f"cannot write to {kept}: {error.strerror}") from error
-
-
 def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path, asking: Any) -> dict[str, Any]:
     from qsun.evaluate.load import Loader
     from qsun.evaluate.samples import read_samples
@@ -194,7 +121,7 @@ def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path, asking: Any)
         if one.task == task
     ]
     warnings = _run_all(prepared, work, loader, asking, kept)
-    found = tuple(read_samples(_path(kept, system, one)) for _, system, one in work)
+    found = tuple(read_samples(samples_path(kept, system, one)) for _, system, one in work)
     result = Scorecard(found, request.settings.seed).summary()
     result |= {
         "bundle": None if subject.bundle is None else subject.bundle.digest,
@@ -210,10 +137,6 @@ def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path, asking: Any)
     return result
 
 
-def _path(kept: Path, system: System, test_set: TestSet) -> Path:
-    return kept / f"{system.name}--{test_set.name}.jsonl.gz"
-
-
 def _run_all(
     prepared: PreparedEvaluation,
     work: list[tuple[str, System, TestSet]],
@@ -227,7 +150,7 @@ def _run_all(
 
     notes = kept / "warnings.json"
     warnings: list[str] = json.loads(notes.read_text()) if notes.exists() else []
-    left = [one for one in work if not _path(kept, one[1], one[2]).exists()]
+    left = [one for one in work if not samples_path(kept, one[1], one[2]).exists()]
     lm, loaded, spent = None, None, 0.0
     for number, (task, system, test_set) in enumerate(left):
         ahead = f", {spent / number * (len(left) - number) / 60:.0f} min left" if number else ""
@@ -241,7 +164,7 @@ def _run_all(
                 warnings.append(said)
                 write_json(notes, warnings)
                 announce(f"WARNING: {said}")
-        write_samples(ask(asking, test_set, system.name, lm), _path(kept, system, test_set))
+        write_samples(ask(asking, test_set, system.name, lm), samples_path(kept, system, test_set))
         spent += time.monotonic() - began
     return warnings
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from qsun.jobs.evaluate import IDENTITY, SCORECARD
+from qsun.jobs.evaluate import SCORECARD
+from qsun.jobs.evaluation_state import IDENTITY
 from qsun.records import read_record
 from tests.gpu.bits_study import Amount, Budget, Study
 from tests.gpu.compare_systems import QSUN
