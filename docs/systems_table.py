@@ -191,6 +191,6 @@ def _human_eval(record: Record) -> str:
         for scored in training["tests"].values()
     ]
     return (
-        f"HumanEval: {min(solved):.1f} to {max(solved):.1f} % of its 164 problems solved, base model "
-        "and all, too few to tell systems apart."
+        f"HumanEval: {min(solved):.1f} to {max(solved):.1f} % of its 164 problems solved, base "
+        "model and all, too few to tell systems apart."
     )
