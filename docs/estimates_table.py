@@ -13,10 +13,11 @@ from unittest.mock import patch
 
 from qsun.config import RunConfig, load_config
 from qsun.files import GIB
+from qsun.jobs.evaluation_request import request_of
 from qsun.jobs.plan_evaluate import plan_evaluation
 from qsun.jobs.plan_tune import TuningPlan, plan_tuning
 from qsun.jobs.prepare import prepare
-from qsun.jobs.prepare_evaluate import prepare_evaluation, request_of
+from qsun.jobs.prepare_evaluate import prepare_evaluation
 from qsun.quantize.estimate import BlockTimes
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -232,3 +232,11 @@ def test_a_shared_prefix_ends_before_any_prompt_does() -> None:
     assert shared_prefix([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 5]], shortest=2) == [1, 2]
     assert shared_prefix([[1, 2, 3, 4], [1, 2, 9, 4]], shortest=3) == []
     assert shared_prefix([[1, 2, 3, 4]], shortest=2) == []
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused() -> None:
+    lm = TwoModules(with_room(tiny_pair(), 24))
+    fits, too_long = requests(("a b c", {"max_gen_toks": 8}), ("a b c " * 20, {"max_gen_toks": 8}))
+    assert len(lm.generate_until([fits], True)) == 1
+    with pytest.raises(DataError, match="1 of 2 prompts leave no room"):
+        lm.generate_until([fits, too_long], True)

@@ -182,10 +182,30 @@ class TwoModules(HFLM):  # type: ignore[misc]
         ]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Every answer; what is drawn follows from the seed and these requests alone."""
+        """Every answer; what is drawn follows from the seed and these requests alone.
+
+        Raises:
+            DataError: prompts that leave no room for an answer.
+        """
+        self._require_room(requests)
         self._batches = 0
         texts: list[str] = super().generate_until(requests, disable_tqdm)
         return texts
+
+    def _require_room(self, requests: list[Instance]) -> None:
+        """Refuse prompts that lm-eval would cut at their beginning."""
+        long = [
+            context
+            for context, options in (one.args for one in requests)
+            if len(self.tok_encode(context)) + int(options.get("max_gen_toks", self.max_gen_toks))
+            > self.max_length
+        ]
+        if long:
+            raise DataError(
+                f"{len(long)} of {len(requests)} prompts leave no room for an answer within "
+                f"{self.max_length} tokens, such as {long[0][:60]!r}: ask for shorter answers "
+                "(max_new_tokens), or leave these prompts out"
+            )
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
@@ -223,7 +243,8 @@ class TwoModules(HFLM):  # type: ignore[misc]
         self._batches += 1
         self.seconds += time.monotonic() - started
         for prompt, response in zip(prompts, made, strict=True):
-            ended = len(response) < sampling.max_new_tokens
+            last = self.tokenizer.eos_token_id
+            ended = len(response) < sampling.max_new_tokens or response[-1] == last
             self.generated[tuple(prompt)] = Generated(len(response), ended)
         return made
 
