@@ -52,8 +52,13 @@ demo: setup
 	$(BIN)/qsun verify exports/smollm2-135m-bundle
 	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen,tools.simple --limit 12
 
+# Tests that start vLLM, or keep time, have the machine to themselves; the others share it.
+ALONE = tests/test_smollm2.py tests/test_end_to_end_tiny.py tests/test_disaggregation.py \
+  $(wildcard tests/test_serve_*.py) tests/served
+
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 # AutoAWQ in an environment of its own; its archive is built from source, in a second.
 .venv-interop/.installed: requirements/interop.txt .venv/.installed

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from qsun.environments import ServingEnvironment, find_serving_environment
-from qsun.errors import ServingEnvironmentError
+from qsun.errors import DataError, ServingEnvironmentError
 from qsun.files import GIB, free_bytes
+from qsun.tasks.container import REMEDY, require_sandbox
 
 PINNED = {
     "torch": "2.13",
@@ -39,6 +40,7 @@ def examine() -> list[Finding]:
     return [
         *_main_environment(),
         _example_data(),
+        _sandbox(),
         *_serving_environment(),
         _processor(),
         _accelerator(),
@@ -72,6 +74,14 @@ def _example_data() -> Finding:
         text = f"{', '.join(missing)} not installed: the shipped configs and texts need them"
         return Finding("note", "example data", text, SETUP)
     return Finding("ok", "example data", ", ".join(EXAMPLE_DATA))
+
+
+def _sandbox() -> Finding:
+    try:
+        require_sandbox()
+    except DataError as error:
+        return Finding("note", "bubblewrap", str(error), REMEDY)
+    return Finding("ok", "bubblewrap", "generated programs are judged in it")
 
 
 def _serving_environment() -> list[Finding]:

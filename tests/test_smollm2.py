@@ -75,7 +75,7 @@ def quantize(workplace: Path, name: str, *changes: str) -> Quantized:
 
 @pytest.fixture(scope="session")
 def w4(workplace: Path) -> Quantized:
-    return quantize(workplace, "w4")
+    return quantize(workplace, "w4", LOCAL_BASE)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from qsun.errors import DataError
-from qsun.tasks.checkers import CHECKERS
+from qsun.tasks.checkers import CHECKERS, FORMS
 from qsun.tasks.final_number import check_final_numbers, final_number
 
 
@@ -101,3 +101,20 @@ def test_generated_solutions_are_right() -> None:
     answers = [problem["answer"] for problem in problems]
     assert all(check_final_numbers(solutions, answers))
     assert sum(check_final_numbers(solutions[1:], answers[:-1])) < 30
+
+
+@pytest.mark.parametrize(
+    ("checker", "formed", "formless"),
+    [
+        ("final-number", "so 12 it is", "I do not know"),
+        ("function-calls", '[{"name": "f", "arguments": {}}]', '[{"name": "f"'),
+        ("unit-tests", "    return sorted(values)\n", "    return sorted(values\n"),
+        ("unit-tests", "```python\ndef f(x):\n    return x\n```", "Let us think step by step."),
+        ("exact-match", "Paris", " \n"),
+    ],
+)
+def test_an_answer_without_the_form_of_one_is_told(
+    checker: str, formed: str, formless: str
+) -> None:
+    assert FORMS[checker](formed)
+    assert not FORMS[checker](formless)

@@ -17,6 +17,7 @@ from qsun.files import existing_parent
 from qsun.jobs.evaluation_request import Request, router_address
 from qsun.jobs.evaluation_subject import Subject, bundle_subject, config_subject
 from qsun.records import Record, read_record
+from qsun.tasks.checkers import require_checker
 from qsun.tasks.definition import load_task
 
 BASE = Path("base")  # stands for the base model's checkpoint, which is opened later
@@ -53,6 +54,9 @@ def prepare_evaluation(request: Request) -> PreparedEvaluation:
     _require_writable(request.out)
     tests = choose_tests(subject, request.tests)
     _require_room(tests, subject.max_tokens)
+    if not request.dry_run:
+        for one in tests:
+            require_checker(None if one.definition is None else load_task(one.definition).checker)
     tasks = {one.task for one in tests}
     systems = choose_systems(
         {task: found for task, found in available.items() if task in tasks}, request.systems

