@@ -288,7 +288,10 @@ def test_tmp_is_small_and_ones_own() -> None:
     finally:
         for path in Path("/tmp").glob(f"{name}*"):
             path.unlink()
-    assert passes("import os; assert os.getcwd() == '/tmp' and os.listdir('/tmp') == []")
+    assert passes("import os; assert os.getcwd() == '/tmp/own' and os.listdir() == []")
+    python = [Path(sys.prefix), Path(sys.base_prefix)]
+    shown = {path.parts[2] for path in python if path.is_relative_to("/tmp")} | {"own"}
+    assert passes(f"import os; assert set(os.listdir('/tmp')) <= {shown!r}")
 
 
 @pytest.mark.usefixtures("walls")

@@ -23,6 +23,7 @@ NOBODY = "65534"
 TMP_BYTES = 16 * 2**20
 SCRIPT = "/program.py"  # where a container sees its script
 CHECK_S = 60.0
+OWN = "/tmp/own"  # where a program begins; Python itself may lie elsewhere below /tmp
 REMEDY = "apt install bubblewrap"
 
 # The number of each refused system call on x86-64 and on 64-bit ARM; None where it has none.
@@ -150,7 +151,7 @@ def _walls() -> list[str]:
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts"),
         *("--unshare-cgroup-try", "--uid", NOBODY, "--gid", NOBODY, "--cap-drop", "ALL"),
         *("--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv"),
-        *("--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp"),
+        *("--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--dir", OWN, "--chdir", OWN),
         # No /proc, and of devices what reads as nothing or as chance.
         *("--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom"),
         *("--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
