@@ -41,7 +41,7 @@ class Generated:
     ended: bool
 
 
-class TwoModules(HFLM):  # type: ignore[misc]
+class TwoModules(HFLM):
     """A pair as lm-eval's model.
 
     Log-likelihoods are of continuations through the hand-off at the pair's boundary, nats.

@@ -33,7 +33,7 @@ GENERATION_ONLY = (
 )
 
 
-class RoutedModules(TemplateLM):  # type: ignore[misc]
+class RoutedModules(TemplateLM):
     """lm-eval's model `qsun-served`: `--model_args bundle=FOLDER,task=NAME,served=URL`.
 
     Raises:
