@@ -62,16 +62,21 @@ def _of_folder(
     folder: Path, serving: ServingEnvironment, settings: EvaluateConfig
 ) -> dict[int, float]:
     """The median TPOT over all streams of all rounds but the first, which warms up."""
-    room = 2 * settings.tpot_tokens + 16
+    tokens = settings.tpot_tokens
+    room = 2 * tokens + 16
     with serve(serving.python, folder, room, START_TIMEOUT_S) as server:
         found = {}
         for streams in settings.tpot_streams:
-            rounds = [_round(server, streams, settings.tpot_tokens) for _ in range(ROUNDS + 1)]
+            rounds = [
+                time_streams(server, streams, settings.tpot_tokens) for _ in range(ROUNDS + 1)
+            ]
             found[streams] = median(seconds for one in rounds[1:] for seconds in one)
     return found
 
 
-def _round(server: VllmServer, streams: int, tokens: int) -> Sequence[float]:
+def time_streams(server: VllmServer, streams: int, tokens: int) -> Sequence[float]:
+    """Seconds per output token of each of some streams at once, after prompts as long."""
+
     def stream(number: int) -> float:
         prompt = [FIRST_TOKEN + number, *range(FIRST_TOKEN, FIRST_TOKEN + tokens - 1)]
         body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
