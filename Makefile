@@ -50,7 +50,8 @@ demo: setup
 	rm -rf exports/smollm2-135m-bundle
 	$(BIN)/qsun export configs/smollm2-135m-qsun.yaml --out exports/smollm2-135m-bundle
 	$(BIN)/qsun verify exports/smollm2-135m-bundle
-	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen,tools.simple --limit 12
+	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen --limit 16 \
+	  --set 'evaluate.tpot_streams=[1]'
 
 # Tests that start vLLM, or keep time, have the machine to themselves; the others share it.
 ALONE = tests/test_smollm2.py tests/test_end_to_end_tiny.py tests/test_disaggregation.py \
