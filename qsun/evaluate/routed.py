@@ -20,7 +20,7 @@ from lm_eval.models.utils import (
 
 from qsun.bundle import read_bundle
 from qsun.errors import ConfigError, DataError, ServingEnvironmentError
-from qsun.evaluate.lm import Generated
+from qsun.evaluate.lm import SAMPLING_OPTIONS, Generated
 from qsun.evaluate.router_address import RouterAddress
 from qsun.evaluate.systems import nearest
 from qsun.models import load_tokenizer
@@ -96,6 +96,9 @@ class RoutedModules(TemplateLM):
         return texts
 
     def _answer(self, client: httpx.Client, context: str, options: Mapping[str, Any]) -> str:
+        unknown = sorted(options.keys() - SAMPLING_OPTIONS - {"until", "max_gen_toks"})
+        if unknown:
+            raise DataError(f"generation through a router knows no {', '.join(unknown)}")
         chosen = normalize_gen_kwargs(dict(options), self._max_tokens)
         end = self.tokenizer.decode([self.eot_token_id])
         stop = handle_stop_sequences(chosen.get("until"), eos=end)

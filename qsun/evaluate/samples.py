@@ -97,8 +97,3 @@ def read_samples(path: Path) -> Samples:
     lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
     header, *rows = map(json.loads, lines)
     return Samples(**header, rows=tuple(Sample(**row) for row in rows))
-
-
-def sha256_text(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
