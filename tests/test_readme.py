@@ -52,4 +52,5 @@ def test_the_tables_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) ->
     spec.loader.exec_module(script)
     assert script.table() in README
     assert script.systems_table.table() in README
+    assert script.bits_table.table() in README
     assert script.rendered(README) == README
