@@ -12,27 +12,34 @@ from typing import Any
 
 import pytest
 
+from qsun.bundle import read_bundle
+from qsun.errors import ConfigError
+from qsun.evaluate.routed import RoutedModules
 from qsun.vllm_server import free_ports
 from tests.builders import tiny_model, write_config
 from tests.bundles import write_decode, write_tuning_record
 from tests.command import run_qsun
-from tests.evaluating import write_definitions
+from tests.evaluating import evaluate, write_definitions
 from tests.lm_eval_tasks import local_task
 from tests.refusing import Refused, bundle, hurry, own_task, refused, shared
 
 __all__ = ["bundle", "hurry", "refused", "shared"]
 
+OTHER = "0" * 64  # another bundle's digest
+
 
 @contextmanager
-def router_of(*tasks: str, key: str | None = None) -> Iterator[str]:
-    """The address of what says that it serves these tasks, to who has the key."""
+def router_of(*tasks: str, digest: str | None = None, key: str | None = None) -> Iterator[str]:
+    """The address of what says that it serves these tasks of a bundle, to who has the key."""
+    named = {} if digest is None else {"bundle": digest}
+    body = json.dumps({"data": [{"id": task, **named} for task in tasks]}).encode()
 
     class Models(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
             self.send_response(200 if allowed else 401)
             self.end_headers()
-            self.wfile.write(json.dumps({"data": [{"id": task} for task in tasks]}).encode())
+            self.wfile.write(body)
 
         def log_message(self, *_said: Any) -> None:
             pass
@@ -64,11 +71,32 @@ def test_a_router_that_serves_other_tasks_is_refused(bundle: Path, refused: Refu
         assert "task math: sun needs sun" in message
 
 
+def test_another_bundle_with_the_same_tasks_is_refused(bundle: Path, refused: Refused) -> None:
+    own = read_bundle(bundle).digest
+    for served, told in ((OTHER, f"bundle {OTHER}"), (None, "names no bundle: an older qsun's")):
+        with router_of("math", "code", digest=served) as url:
+            message = refused(3, bundle, "--served", url)
+            assert f"{url} does not say that it serves {bundle}, bundle {own}:" in message
+            assert f"- math: {told}" in message
+            assert f"- code: {told}" in message
+            assert f"Serve it: qsun serve {bundle}." in message
+            # lm-eval's command builds the model by itself.
+            with pytest.raises(ConfigError, match=f"math: {told}"):
+                RoutedModules(str(bundle), "math", url)
+
+
+def test_a_router_of_the_same_bundle_is_taken(bundle: Path, tmp_path: Path) -> None:
+    with router_of("code", "math", "poems", digest=read_bundle(bundle).digest) as url:
+        outcome = evaluate(bundle, "--served", url, "--dry-run", out=tmp_path / "out")
+        assert outcome.exit_code == 0, outcome.stderr
+        RoutedModules(str(bundle), "math", url)
+
+
 def test_log_likelihoods_are_not_asked_of_a_router(
     bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_task(monkeypatch, local_task("multiple_choice"))
-    with router_of("math", "code") as url:
+    with router_of("math", "code", digest=read_bundle(bundle).digest) as url:
         message = refused(6, bundle, "--served", url, "--tasks", "math:own")
     assert "math.own: a router gives no log-likelihoods of prompts: leave --served out" in message
 

@@ -6,15 +6,17 @@ import asyncio
 import gzip
 import json
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from qsun.errors import ConfigError
+from qsun.evaluate.router_address import RouterAddress, require_router
 from qsun.serve.keys import Keys, read_keys
 from tests.asking import CHAT, COMPLETION, PATHS, PROMPT, get, post, raw
-from tests.routing import Routed, routed
+from tests.routing import TASKS, Routed, fake_bundle, routed
 
 KEY, ADMIN_KEY = "a-key-for-those-who-ask", "a-key-for-administrators"
 
@@ -174,6 +176,23 @@ def test_a_body_that_is_not_packed_as_it_says_is_the_clients_fault(
         async with routed(tokenizer_folder) as here:
             status, answer = await post(here, PATHS["completion"], b"no gzip", **packed)
         assert (status, answer["error"]["code"]) == (400, "invalid_body")
+
+    asyncio.run(run())
+
+
+def test_an_evaluation_finds_the_served_bundle_and_no_other(tokenizer_folder: Path) -> None:
+    bundle = fake_bundle(tokenizer_folder)
+    other = replace(bundle, digest="0" * 64)
+
+    async def run() -> None:
+        async with routed(tokenizer_folder, prefill=1, decode=1) as here:
+            address = RouterAddress(here.url)
+            await asyncio.to_thread(require_router, address, bundle, list(TASKS))
+            with pytest.raises(ConfigError) as refused:
+                await asyncio.to_thread(require_router, address, other, list(TASKS))
+        for task in TASKS:
+            assert f"- {task}: bundle {bundle.digest}" in str(refused.value)
+        assert f"bundle {other.digest}:" in str(refused.value)
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from tests.fake_workers import answer_token
 from tests.openai_client import MESSAGES, answer, asking, chat_tokens, says
-from tests.routing import brief
+from tests.routing import MAX_TOKENS, brief, fake_bundle
 
 PROMPT = [5, 6, 7]
 
@@ -218,6 +218,10 @@ def test_tasks_are_models(tokenizer_folder: Path) -> None:
         assert [model.id for model in models] == ["math", "tools"]
         assert one in models
         assert (one.object, one.owned_by) == ("model", "fake")
+        assert one.model_extra == {
+            "max_model_len": MAX_TOKENS,
+            "bundle": fake_bundle(tokenizer_folder).digest,
+        }
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
     asyncio.run(run())

@@ -21,7 +21,7 @@ from lm_eval.models.utils import (
 from qsun.bundle import read_bundle
 from qsun.errors import ConfigError, DataError, ServingEnvironmentError
 from qsun.evaluate.lm import SAMPLING_OPTIONS, Generated
-from qsun.evaluate.router_address import RouterAddress
+from qsun.evaluate.router_address import RouterAddress, require_router
 from qsun.evaluate.systems import nearest
 from qsun.models import load_tokenizer
 from qsun.progress import track
@@ -37,7 +37,8 @@ class RoutedModules(TemplateLM):
     """lm-eval's model `qsun-served`: `--model_args bundle=FOLDER,task=NAME,served=URL`.
 
     Raises:
-        ConfigError: the bundle has no such task.
+        ConfigError: the bundle has no such task, or the router serves another bundle.
+        ServingEnvironmentError: no router answers.
     """
 
     add_bos_token = None
@@ -58,6 +59,7 @@ class RoutedModules(TemplateLM):
             raise ConfigError(f"{bundle} has no task {task!r} ({nearest(task, opened.prefill)})")
         self.tokenizer: Any = load_tokenizer(opened.tokenizer)
         self._address, self._task, self._seed = RouterAddress(served, key), task, seed
+        require_router(self._address, opened, [task])
         self._max_tokens = opened.manifest.max_tokens
         self.generated: dict[tuple[int, ...], Generated] = {}
         self.seconds = 0.0

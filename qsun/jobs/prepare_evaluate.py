@@ -105,7 +105,7 @@ def _served_systems(
     missing = [task for task, found in own.items() if not found]
     if missing:
         raise ConfigError(f"--served: the router answers with no such system ({missing})")
-    require_router(router_address(request), list(own))
+    require_router(router_address(request), subject.bundle, list(own))
     return own
 
 

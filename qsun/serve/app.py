@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from loguru import logger
 
-from qsun.bundle import Manifest
+from qsun.bundle import Bundle
 from qsun.config import ServeConfig
 from qsun.serve.admin import Admin
 from qsun.serve.admission import Admission
@@ -38,7 +38,7 @@ ADMIN = "/admin/"
 class Parts:
     """What the application is put together from."""
 
-    manifest: Manifest
+    bundle: Bundle
     pool: Pool
     admission: Admission
     router: Router
@@ -54,11 +54,11 @@ class Service:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._tasks = sorted(module.task for module in parts.manifest.prefill)
+        self._tasks = sorted(parts.bundle.prefill)
         self._draining = False
         self._answering = 0
         self._started = int(time.time())
-        self._document = openapi(parts.manifest.name, self._tasks)
+        self._document = openapi(parts.bundle.manifest.name, self._tasks)
 
     def application(self) -> web.Application:
         """The application, ready to be run."""
@@ -188,13 +188,14 @@ class Service:
         return json_answer(self._task(task))
 
     def _task(self, task: str) -> dict[str, Any]:
-        manifest = self._parts.manifest
+        bundle = self._parts.bundle
         return {
             "id": task,
             "object": "model",
             "created": self._started,
-            "owned_by": manifest.name,
-            "max_model_len": manifest.max_tokens,
+            "owned_by": bundle.manifest.name,
+            "max_model_len": bundle.manifest.max_tokens,
+            "bundle": bundle.digest,
         }
 
     @web.middleware

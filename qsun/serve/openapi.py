@@ -52,8 +52,8 @@ def openapi(title: str, tasks: list[str]) -> dict[str, Any]:
         "paths": {
             "/v1/completions": _post("Complete a prompt", "CompletionRequest"),
             "/v1/chat/completions": _post("Answer a chat", "ChatRequest"),
-            "/v1/models": _get("The tasks"),
-            "/v1/models/{task}": _get("One task", "task"),
+            "/v1/models": _get("The tasks, each with the digest of its bundle"),
+            "/v1/models/{task}": _get("One task, with the digest of its bundle", "task"),
             "/health": _get("Whether the router runs"),
             "/ready": _get("Whether every task can be answered"),
             "/metrics": _get("Metrics for Prometheus"),

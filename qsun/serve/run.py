@@ -114,7 +114,7 @@ async def routing(
             pool, Policy(limits.policy), salts, limits.queue_length, limits.queue_s
         )
         parts = Parts(
-            manifest=manifest,
+            bundle=bundle,
             pool=pool,
             admission=admission,
             router=Router(pool, admission, hops, metrics, limits),

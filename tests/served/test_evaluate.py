@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
 
-from qsun.bundle import Bundle, read_bundle
+from qsun.bundle import Bundle, read_bundle, write_manifest
 from qsun.chats import encode_prompts
 from qsun.errors import DataError
 from qsun.evaluate.routed import RoutedModules
@@ -22,6 +23,7 @@ from qsun.tasks.definition import load_task
 from qsun.tasks.examples import Example, read_tests
 from qsun.tasks.function_calls import makes_calls
 from qsun.verify.served.in_process import InProcess
+from tests.bundles import write_passed_verdict
 from tests.command import Outcome, run_qsun
 from tests.evaluating import QUICK
 from tests.lm_eval_tasks import asked, hurried, local_task
@@ -92,6 +94,21 @@ def routed(short: Bundle, served: Serving, tmp_path_factory: pytest.TempPathFact
     outcome = evaluate(short, out, "--served", served.url)
     assert outcome.exit_code == 0, outcome.stderr
     return out
+
+
+def test_another_bundle_with_the_same_tasks_is_refused(
+    short: Bundle, served: Serving, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(short.folder, tmp_path / "other", copy_function=os.link)
+    write_manifest(folder, replace(short.manifest, created="later"))
+    write_passed_verdict(folder)
+    other = read_bundle(folder)
+    outcome = evaluate(other, tmp_path / "out", "--served", served.url)
+    assert outcome.exit_code == 3, outcome.stderr
+    assert f"bundle {other.digest}:" in outcome.message
+    for task in TASKS:
+        assert f"- {task}: bundle {short.digest}" in outcome.message
+    assert read_bundle(short.folder).digest == short.digest
 
 
 def answered(lm: RoutedModules, texts: list[str]) -> list[str]:
