@@ -53,12 +53,19 @@ demo: setup
 	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen --limit 16 \
 	  --set 'evaluate.tpot_streams=[1]'
 
-# Tests that start vLLM, or keep time, have the machine to themselves; the others share it.
-ALONE = tests/test_smollm2.py tests/test_end_to_end_tiny.py tests/test_disaggregation.py \
-  $(wildcard tests/test_serve_*.py) tests/served
+# Tests that keep time, or use both cores by themselves, have the machine to themselves; the others
+# share it, the longest first.
+ALONE = tests/test_smollm2.py tests/test_disaggregation.py $(wildcard tests/test_serve_*.py) \
+  tests/served
+LONGEST = tests/test_end_to_end_tiny.py tests/test_verify_numeric.py tests/test_tune.py \
+  tests/test_reference_modules.py tests/test_handoff.py
+OTHERS = $(filter-out $(LONGEST) $(ALONE) tests/served/%,$(sort $(shell find tests -name 'test_*.py')))
 
+# What is made once for all processes lies in QSUN_TESTS_FOLDER.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	shared=$$(mktemp -d) && trap 'rm -rf "$$shared"' EXIT && export QSUN_TESTS_FOLDER="$$shared" && \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(LONGEST) $(OTHERS) && \
 	$(BIN)/python -m pytest $(ALONE)
 
 # AutoAWQ in an environment of its own; its archive is built from source, in a second.

@@ -15,6 +15,10 @@ quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "1"
 DATASETS_CACHE = tempfile.TemporaryDirectory(prefix="qsun-tests-")
 os.environ["HF_DATASETS_CACHE"] = DATASETS_CACHE.name
+# What takes long to make is made once, here, for all processes that start from this environment.
+if "QSUN_TESTS_FOLDER" not in os.environ:
+    SHARED = tempfile.TemporaryDirectory(prefix="qsun-tests-")
+    os.environ["QSUN_TESTS_FOLDER"] = SHARED.name
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +54,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_base() -> Path:
     """SmolLM2-135M-Instruct as a checkpoint folder; tests only read it."""
-    from qsun.gguf_file import convert_gguf
-    from tests.reference import smollm2_file
+    from tests.reference import smollm2_folder
 
-    folder = tmp_path_factory.mktemp("smollm2-base")
-    convert_gguf(smollm2_file(), folder, "bfloat16")
-    return folder
+    return smollm2_folder()

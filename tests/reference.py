@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -14,8 +16,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from qsun.config import load_config
+from qsun.files import publish_folder
+from qsun.gguf_file import convert_gguf
 from qsun.handoff import Boundary
-from qsun.models import locate
+from qsun.models import load_model, locate
 from tests.builders import VOCABULARY, model_config
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +35,9 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 @cache
 def frozen(name: str, seed: int = 0) -> Any:
     """A float32 model that tests share and leave as it is: one of `SHAPES`, or `SMOLLM2`."""
-    return smollm2() if name == SMOLLM2 else tiny(name, seed).requires_grad_(False)
+    if name == SMOLLM2:
+        return load_model(smollm2_folder(), "float32")
+    return tiny(name, seed).requires_grad_(False)
 
 
 def tiny(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **shape: Any) -> Any:
@@ -53,13 +59,16 @@ def smollm2_file() -> Path:
     return gguf
 
 
-def smollm2() -> Any:
-    """SmolLM2-135M-Instruct in float32, straight out of its package's GGUF file."""
-    gguf = smollm2_file()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    return model.eval().requires_grad_(False)
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a checkpoint, which the first process to ask converts; read only."""
+    shared = Path(os.environ["QSUN_TESTS_FOLDER"])
+    folder = shared / "smollm2"
+    with (shared / "smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            with publish_folder(folder) as scratch:
+                convert_gguf(smollm2_file(), scratch, "bfloat16")
+    return folder
 
 
 def with_adapter(base: Any, seed: int = 0, scale: float = 0.05) -> Any:
