@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What would make a layer's change another than alpha / rank times B A.
+BEYOND_LORA = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 LORA_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -120,3 +123,58 @@ def _fits(name: str, shape: tuple[int, ...], base: Mapping[str, tuple[int, ...]]
         return False
     outputs, inputs = layer
     return shape[1] == inputs if found["side"] == "A" else shape[0] == outputs
+
+
+class PrefillTensors:
+    """A prefill module's tensors by name, read one at a time; an adapter's are merged into `base`'s.
+
+    Raises:
+        ModelError: as `load_prefill`, or an adapter that is more than two plain factors a layer.
+    """
+
+    def __init__(self, folder: Path | None, base: Path) -> None:
+        self._stack = ExitStack()
+        self._adapter: Any = None
+        merged = folder is not None and (folder / ADAPTER_CONFIG).exists()
+        if folder is not None and merged:
+            self._open_adapter(folder, base)
+        whole = base if folder is None or merged else folder
+        check_checkpoint(whole)
+        self._tensors = self._stack.enter_context(Tensors(whole))
+
+    def _open_adapter(self, folder: Path, base: Path) -> None:
+        from safetensors import safe_open
+
+        _check_adapter(folder, base)
+        config = adapter_config(folder)
+        beyond = [name for name in BEYOND_LORA if config.get(name)]
+        if beyond:
+            raise ModelError(f"{folder} uses {', '.join(beyond)}: qsun merges plain LoRA alone")
+        self._scale = config["lora_alpha"] / config["r"]
+        path = folder / ADAPTER_WEIGHTS
+        self._adapter = self._stack.enter_context(safe_open(path, framework="pt"))
+        self._adapted = {found["layer"] for found in map(LORA_NAME.fullmatch, self._adapter.keys()) if found}
+
+    def __enter__(self) -> PrefillTensors:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted; none of an adapter's own."""
+        return self._tensors.names()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = self._tensors[name]
+        layer = name.removesuffix(".weight")
+        if self._adapter is None or layer not in self._adapted:
+            return weight
+        first, second = (
+            self._adapter.get_tensor(f"base_model.model.{layer}.lora_{side}.weight").float()
+            for side in ("A", "B")
+        )
+        return (weight.float() + self._scale * (second @ first)).to(weight.dtype)

@@ -1,0 +1,103 @@
+"""compressed-tensors' pack-quantized checkpoint, written shard by shard from layers as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+)
+
+from qsun.decode_checkpoint import QuantizedLayer
+from qsun.files import write_json
+
+SHARD_BYTES = 2 * 10**9  # what is held in memory at a time
+FORMAT = "pack-quantized"
+Named = tuple[str, torch.Tensor]
+
+
+def packed_tensors(layer: QuantizedLayer, args: QuantizationArgs) -> dict[str, torch.Tensor]:
+    """A layer as compressed-tensors' three tensors, four with zeros."""
+    bits = args.num_bits
+    packed = {
+        f"{layer.name}.weight_packed": pack_to_int32(layer.codes, bits),
+        f"{layer.name}.weight_scale": layer.scales,
+        f"{layer.name}.weight_shape": torch.tensor(layer.codes.shape),
+    }
+    if not args.symmetric:
+        zeros = pack_to_int32(layer.zeros, bits, packed_dim=0)
+        packed[f"{layer.name}.weight_zero_point"] = zeros.contiguous()
+    return packed
+
+
+def write_packed(
+    others: Iterable[Named],
+    layers: Iterable[QuantizedLayer],
+    config: Mapping[str, Any],
+    args: QuantizationArgs,
+    full_precision: Sequence[str],
+    folder: Path,
+) -> None:
+    """Write weights and config; `others` are the tensors of no quantized layer, `config` the base's."""
+    written = _write_shards(_all_tensors(others, layers, args), folder)
+    _name_shards(written, folder)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, format=FORMAT)
+    quantization = QuantizationConfig(
+        config_groups={"group_0": scheme},
+        format=FORMAT,
+        ignore=list(full_precision),
+        quantization_status=QuantizationStatus.COMPRESSED,
+    )
+    plain = json.loads(json.dumps(quantization.to_dict(), default=str))
+    write_json(folder / "config.json", {**config, "quantization_config": plain})
+
+
+def _all_tensors(
+    others: Iterable[Named], layers: Iterable[QuantizedLayer], args: QuantizationArgs
+) -> Iterator[Named]:
+    yield from others
+    for layer in layers:
+        yield from packed_tensors(layer, args).items()
+
+
+def _write_shards(tensors: Iterable[Named], folder: Path) -> list[list[str]]:
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = []
+    waiting: dict[str, torch.Tensor] = {}
+
+    def write() -> None:
+        save_file(waiting, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(waiting))
+        waiting.clear()
+
+    for name, tensor in tensors:
+        held = sum(one.nbytes for one in waiting.values())
+        if waiting and held + tensor.nbytes > SHARD_BYTES:
+            write()
+        waiting[name] = tensor.contiguous()
+    write()
+    return shards
+
+
+def _name_shards(shards: list[list[str]], folder: Path) -> None:
+    """Give the shards the names that transformers looks for, and an index where there are several."""
+    if len(shards) == 1:
+        (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
+        return
+    weight_map, count = {}, len(shards)
+    for at, names in enumerate(shards):
+        final = f"model-{at + 1:05d}-of-{count:05d}.safetensors"
+        (folder / f"shard-{at}.safetensors").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    total = sum(path.stat().st_size for path in folder.glob("model-*.safetensors"))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)

@@ -1,0 +1,78 @@
+"""The grid of codes that a weight is rounded to: a scale and a zero for every group of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.utils import calculate_qparams, calculate_range
+
+from qsun.decode_checkpoint import QuantizedLayer
+
+
+@dataclass(frozen=True)
+class CodeGrid:
+    """Weights are (code - zero) * scale, group by group.
+
+    `scales`, which the checkpoint's `dtype` holds exactly, and `zeros`: float32 `[groups, out]`.
+    Codes lie within `low` and `high`.
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    low: int
+    high: int
+    group_size: int
+    dtype: torch.dtype
+
+    def nearest(self, weight: torch.Tensor, group: int | slice) -> torch.Tensor:
+        """The nearest code minus zero to `weight` `[..., out]`, whose rows are of one group.
+
+        With a slice of groups, `weight` is `[groups, group size, out]`.
+        """
+        scales, zeros = self.scales[group], self.zeros[group]
+        if isinstance(group, slice):
+            scales, zeros = scales.unsqueeze(1), zeros.unsqueeze(1)
+        return (weight / scales).round_().clamp_(self.low - zeros, self.high - zeros)
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """Code minus zero of every weight, each rounded by itself; float32 `[in, out]`."""
+        grouped = weight.reshape(len(self.scales), self.group_size, -1)
+        return self.nearest(grouped, slice(None)).reshape(weight.shape)
+
+    def values(self, steps: torch.Tensor) -> torch.Tensor:
+        """The weights that `steps`, code minus zero, stand for; both `[in, out]`."""
+        grouped = steps.reshape(len(self.scales), self.group_size, -1)
+        return (grouped * self.scales.unsqueeze(1)).reshape(steps.shape)
+
+    def layer(self, name: str, steps: torch.Tensor) -> QuantizedLayer:
+        """What is stored of a layer whose weight `steps` stand for."""
+        grouped = steps.reshape(len(self.scales), self.group_size, -1)
+        codes = (grouped + self.zeros.unsqueeze(1)).reshape(steps.shape)
+        return QuantizedLayer(
+            name,
+            codes.t().to(torch.int8).contiguous().cpu(),
+            self.zeros.t().to(torch.int8).contiguous().cpu(),
+            self.scales.t().to(self.dtype).contiguous().cpu(),
+        )
+
+
+def grid_of(
+    least: torch.Tensor, most: torch.Tensor, args: QuantizationArgs, dtype: torch.dtype
+) -> CodeGrid:
+    """The grid that covers `least` to `most`, float32 `[groups, out]`, by compressed-tensors."""
+    scales, zeros = calculate_qparams(least, most, args)
+    low, high = calculate_range(args, least.device)
+    held = scales.to(dtype).float()
+    # A scale that the dtype rounds to nothing would divide by it.
+    held = torch.where(held > 0, held, torch.finfo(dtype).tiny)
+    assert args.group_size is not None
+    return CodeGrid(held, zeros.float(), int(low), int(high), args.group_size, dtype)
+
+
+def columns(grid: CodeGrid, rows: slice) -> CodeGrid:
+    """The grid of some of the outputs."""
+    return CodeGrid(
+        grid.scales[:, rows], grid.zeros[:, rows], grid.low, grid.high, grid.group_size, grid.dtype
+    )
