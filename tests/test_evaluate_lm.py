@@ -236,7 +236,9 @@ def test_a_shared_prefix_ends_before_any_prompt_does() -> None:
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused() -> None:
     lm = TwoModules(with_room(tiny_pair(), 24))
-    fits, too_long = requests(("a b c", {"max_gen_toks": 8}), ("a b c " * 20, {"max_gen_toks": 8}))
+    room = 24 - len(lm.tok_encode("a b c"))
+    asked_for = [("a b c", room), ("a b c", room + 1), ("a b c " * 20, 1)]
+    fits, *others = requests(*((text, {"max_gen_toks": tokens}) for text, tokens in asked_for))
     assert len(lm.generate_until([fits], True)) == 1
-    with pytest.raises(DataError, match="1 of 2 prompts leave no room"):
-        lm.generate_until([fits, too_long], True)
+    with pytest.raises(DataError, match="2 of 3 prompts leave no room"):
+        lm.generate_until([fits, *others], True)

@@ -110,6 +110,8 @@ def test_generated_solutions_are_right() -> None:
         ("function-calls", '[{"name": "f", "arguments": {}}]', '[{"name": "f"'),
         ("unit-tests", "    return sorted(values)\n", "    return sorted(values\n"),
         ("unit-tests", "```python\ndef f(x):\n    return x\n```", "Let us think step by step."),
+        ("unit-tests", "return sorted(values)\n", " \n"),  # of a body, the indentation may be lost
+        ("unit-tests", "x = 1\n", "x = '\0'\n"),
         ("exact-match", "Paris", " \n"),
     ],
 )

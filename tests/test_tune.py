@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.training_args import ParallelMode
 
 from qsun.decode_checkpoint import load_dequantized, weights_digest
+from qsun.errors import Interrupted
 from qsun.files import digest_folder
 from qsun.handoff import Boundary, log_likelihood, single_logits
 from qsun.models import load_model, load_tokenizer
@@ -24,6 +27,7 @@ from qsun.records import read_record
 from qsun.tasks.definition import load_task
 from qsun.tasks.examples import read_task
 from qsun.tune.batches import MicroBatches, Row, batch_of, encode_examples
+from qsun.tune.load import trained_modules
 from tests.builders import tensors_on_disk, tiny_model
 from tests.tuning import log_lines, tune, tuned, write_run
 
@@ -361,6 +365,34 @@ def test_ctrl_c_during_training(tmp_path: Path, tiny_folder: Path) -> None:
     assert stdout == ""
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["module.run"]
     assert list((tmp_path / "out" / "module.run").glob("checkpoint-*/trainer_state.json"))
+
+
+def test_a_process_trains_on_one_gpu_and_names_the_others(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(*args: Any) -> Any:
+        loaded = trained_modules(*args)  # on CPU; from here on, three GPUs are seen
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        for name in ("set_device", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+        return loaded
+
+    def begin(*_: Any, args: Any, **__: Any) -> None:
+        asked.append((args.device, args.parallel_mode))
+        AcceleratorState._reset_state(reset_partial_state=True)  # it would remember the GPU
+        raise Interrupted("training begins")
+
+    monkeypatch.setattr("qsun.tune.run.trained_modules", load)
+    monkeypatch.setattr("qsun.tune.trainer.HandoffTrainer", begin)
+    outcome = tune(write_run(tmp_path, tiny_folder))
+    assert "training begins" in outcome.stderr
+    # NOT_DISTRIBUTED would be torch.nn.DataParallel.
+    assert asked == [(torch.device("cuda:0"), ParallelMode.NOT_PARALLEL)]
+    assert "on one GPU of 3, the rest stay idle" in outcome.stderr
+    assert "accelerate launch --num_processes 3 --no_python qsun tune" in outcome.stderr
 
 
 def test_two_processes_train_what_one_does(

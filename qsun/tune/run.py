@@ -80,6 +80,7 @@ def _tune(work: Work, out: Path) -> dict[str, Any]:
     reader = prefill if work.system == "full-ft" else frozen.decode
 
     announce(f"tuning {work.task.name} as {work.system}: {batches.steps} steps")
+    _name_idle_gpus()
     _forget_peak()
     evaluation = partial(_evaluate, work, judge, texts, prefill, reader)
     trained = train(work.run, modules, batches, evaluation, work.folder, work.resume)
@@ -163,6 +164,16 @@ def _measure(
             for name, modules in systems.items():
                 tests[name] = judge.tests(*modules, work.data.tests, texts.test_prompts)
     return losses, tests
+
+
+def _name_idle_gpus() -> None:
+    """Say which GPUs a single process leaves alone, and what puts them to work."""
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count() == 1 and visible > 1:
+        announce(
+            f"on one GPU of {visible}, the rest stay idle; a process for each: "
+            f"accelerate launch --num_processes {visible} --no_python qsun tune ..."
+        )
 
 
 def _forget_peak() -> None:

@@ -91,6 +91,19 @@ class HandoffTrainer(Trainer):
         self.model.restore(load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
 
+class OneGpuArguments(TrainingArguments):
+    """A process trains on one GPU, however many it sees.
+
+    For more than one, transformers' Trainer would put `torch.nn.DataParallel` around modules whose
+    decode module, caches and batches lie on the process's own.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: 1, or 0 on CPU."""
+        return min(1, int(super().n_gpu))
+
+
 class _Stop(TrainerCallback):
     """Ends training after the step under way, with a checkpoint, once it was asked to."""
 
@@ -174,9 +187,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _arguments(run: RunConfig, steps: int, folder: Path, resumed: bool) -> TrainingArguments:
+def _arguments(run: RunConfig, steps: int, folder: Path, resumed: bool) -> OneGpuArguments:
     tune = run.tune
-    return TrainingArguments(
+    return OneGpuArguments(
         output_dir=str(folder),
         seed=run.seed,
         data_seed=run.seed,
