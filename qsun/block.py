@@ -114,9 +114,7 @@ class Block:
 
     def after_mlp(self, after_attention: torch.Tensor) -> torch.Tensor:
         """The next block's states."""
-        return after_attention + cast(
-            torch.Tensor, self.layer.mlp(self.mlp_input(after_attention))
-        )
+        return after_attention + cast(torch.Tensor, self.layer.mlp(self.mlp_input(after_attention)))
 
 
 class Reading:

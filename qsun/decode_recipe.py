@@ -15,6 +15,7 @@ from qsun.decode_checkpoint import weights_digest
 from qsun.records import read_record
 
 QUANTIZATION = "records/quantization.json"
+LLM_COMPRESSOR, OF_ENGINE = "llmcompressor", ("engine", "search")
 # What of a quantization's settings does not change a weight.
 NO_WEIGHTS = ("format", "calibration", "heldout", "tensor_parallel")
 
@@ -40,6 +41,11 @@ def decode_recipe(record: Path) -> str | None:
         "calibration": found.result["calibration"]["sha256"],
         "settings": settings,
     }
+    if settings.get("engine", LLM_COMPRESSOR) == LLM_COMPRESSOR:
+        for name in OF_ENGINE:
+            settings.pop(name, None)  # as before there was another engine
+    else:
+        settings["search"] = {**settings["search"], "prefill": found.result["prefill"]}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 

@@ -153,7 +153,9 @@ class PrefillTensors:
         self._scale = config["lora_alpha"] / config["r"]
         path = folder / ADAPTER_WEIGHTS
         self._adapter = self._stack.enter_context(safe_open(path, framework="pt"))
-        self._adapted = {found["layer"] for found in map(LORA_NAME.fullmatch, self._adapter.keys()) if found}
+        self._adapted = {
+            found["layer"] for found in map(LORA_NAME.fullmatch, self._adapter.keys()) if found
+        }
 
     def __enter__(self) -> PrefillTensors:
         return self

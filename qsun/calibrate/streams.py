@@ -114,7 +114,6 @@ class Streams:
                 _advance(stream, stream.quantized, quantized)
             stream.cache = None
 
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """What stands before the next block, by name."""
         named = {}

@@ -13,6 +13,7 @@ from qsun.config import QuantizeConfig, RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
 from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
 from qsun.files import free_bytes, refuse_used_folder, size
+from qsun.jobs.prepare_search import check_search
 from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
 from qsun.quantize.plan import Plan, check_architecture, make_plan
@@ -35,6 +36,7 @@ class Prepared:
     estimate: Estimate
     calibration: TextDefinition
     heldout: TextDefinition
+    prefill: dict[str, Path]
     out: Path
 
 
@@ -56,6 +58,7 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     texts = {settings.calibration: calibration, settings.heldout: heldout}
     _check_lengths(texts, model_config["max_position_embeddings"])
     plan = make_plan(model_config, shape.linears, settings)
+    prefill = check_search(settings, calibration, model_config, relative_to)
     expected = estimate(
         plan,
         model_config,
@@ -76,6 +79,7 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
         expected,
         calibration,
         heldout,
+        prefill,
         out,
     )
 

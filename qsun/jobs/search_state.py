@@ -23,6 +23,7 @@ from qsun.errors import ConfigError, OutputError, bullet_list
 from qsun.files import write_json
 
 IDENTITY = "run.json"
+STREAMS_EVERY_S = 20.0  # between two times that streams are kept
 PARTS = ("codes", "zeros", "scales")
 
 
@@ -35,6 +36,14 @@ class KeptBlock:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeptStreams:
+    """What stood before block `block`."""
+
+    block: int
+    tensors: dict[str, torch.Tensor]
+
+
 class SearchState:
     """The folder `OUT.quantization`.
 
@@ -43,7 +52,13 @@ class SearchState:
         ConfigError: it was started from other inputs or settings; names them.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], resume: bool, every_s: float) -> None:
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, Any],
+        resume: bool,
+        every_s: float = STREAMS_EVERY_S,
+    ) -> None:
         self.folder = out.with_name(f"{out.name}.quantization")
         self._every_s, self._kept_at = every_s, time.monotonic()
         self._open(identity, resume)
@@ -80,9 +95,7 @@ class SearchState:
     def keep_block(self, index: int, kept: KeptBlock) -> None:
         """Keep a finished block."""
         tensors = {
-            f"{layer.name}:{part}": getattr(layer, part)
-            for layer in kept.layers
-            for part in PARTS
+            f"{layer.name}:{part}": getattr(layer, part) for layer in kept.layers for part in PARTS
         }
         tensors |= {f"{name}:other": tensor for name, tensor in kept.others.items()}
         names = [layer.name for layer in kept.layers]
@@ -113,9 +126,7 @@ class SearchState:
         for index in range(count):
             yield self.block(index)
 
-    def keep_streams(
-        self, index: int, tensors: Callable[[], Mapping[str, torch.Tensor]]
-    ) -> None:
+    def keep_streams(self, index: int, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         """Keep what stands before block `index`, if it has been a while."""
         if time.monotonic() - self._kept_at < self._every_s:
             return
@@ -125,12 +136,12 @@ class SearchState:
                 path.unlink()
         self._kept_at = time.monotonic()
 
-    def streams(self) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """The last streams kept and the block that they stand before; None where none are."""
+    def streams(self) -> KeptStreams | None:
+        """The last streams kept; None where none are."""
         found = sorted(self.folder.glob("streams-*.safetensors"))
         if not found:
             return None
-        return int(found[-1].stem.removeprefix("streams-")), load_file(found[-1])
+        return KeptStreams(int(found[-1].stem.removeprefix("streams-")), load_file(found[-1]))
 
     def close(self) -> None:
         """Remove it: the result is written."""

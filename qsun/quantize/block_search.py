@@ -134,7 +134,9 @@ class BlockSearch:
             if source is None:
                 norm = block.layer.get_submodule(smoothing.source)
                 norm.weight.copy_(norm.weight.float() / scales.values)
-                done.others[f"{LAYERS}.{index}.{smoothing.source}.weight"] = norm.weight.cpu().clone()
+                done.others[f"{LAYERS}.{index}.{smoothing.source}.weight"] = (
+                    norm.weight.cpu().clone()
+                )
             else:
                 weights[source] = weights[source] / scales.values.unsqueeze(1)
                 block.linear(source).weight.copy_(weights[source])

@@ -59,7 +59,9 @@ def _refit_scales(
         ours, scale = steps[rows], scales[group]
         wanted = ((gram[rows] @ missing) * ours).sum(dim=0)
         held = ((gram[rows, rows] @ ours) * ours).sum(dim=0)
-        best = (scale + wanted / held.clamp_min(torch.finfo(held.dtype).tiny)).to(grid.dtype).float()
+        best = (
+            (scale + wanted / held.clamp_min(torch.finfo(held.dtype).tiny)).to(grid.dtype).float()
+        )
         change = best - scale
         gains = (best > 0) & (change * (change * held - 2 * wanted) < 0)
         change = torch.where(gains, change, 0.0)
