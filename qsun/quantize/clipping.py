@@ -50,7 +50,7 @@ def best_ranges(
 
 def _errors(grid: CodeGrid, grouped: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Squared output error of each group, float32 `[groups, out]`."""
-    steps = grid.nearest(grouped, slice(None))
+    steps = grid.nearest(grouped)
     wrong = steps.mul_(grid.scales.unsqueeze(1)).sub_(grouped)
     return (torch.bmm(blocks, wrong) * wrong).sum(dim=1)
 

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams, calculate_range
 
 from qsun.decode_checkpoint import QuantizedLayer
+
+
+class Rounding(NamedTuple):
+    """One group's scales, and the least and the most of its codes minus zeros; float32 `[out]`."""
+
+    scale: torch.Tensor
+    least: torch.Tensor
+    most: torch.Tensor
+
+    def into(self, weight: torch.Tensor, steps: torch.Tensor) -> None:
+        """Write the nearest code minus zero to `weight` `[out]` into `steps`."""
+        torch.div(weight, self.scale, out=steps).round_().clamp_(self.least, self.most)
 
 
 @dataclass(frozen=True)
@@ -26,20 +39,21 @@ class CodeGrid:
     group_size: int
     dtype: torch.dtype
 
-    def nearest(self, weight: torch.Tensor, group: int | slice) -> torch.Tensor:
-        """The nearest code minus zero to `weight` `[..., out]`, whose rows are of one group.
+    def nearest(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest code minus zero to `weight` `[groups, inputs of a group, out]`."""
+        bounds = (self.low - self.zeros).unsqueeze(1), (self.high - self.zeros).unsqueeze(1)
+        return (weight / self.scales.unsqueeze(1)).round_().clamp_(*bounds)
 
-        With a slice of groups, `weight` is `[groups, group size, out]`.
-        """
-        scales, zeros = self.scales[group], self.zeros[group]
-        if isinstance(group, slice):
-            scales, zeros = scales.unsqueeze(1), zeros.unsqueeze(1)
-        return (weight / scales).round_().clamp_(self.low - zeros, self.high - zeros)
+    def by_group(self) -> list[Rounding]:
+        """How the inputs of each group are rounded, for going through them one by one."""
+        bounds = self.low - self.zeros, self.high - self.zeros
+        rows = zip(self.scales.unbind(0), *(bound.unbind(0) for bound in bounds), strict=True)
+        return [Rounding(*row) for row in rows]
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """Code minus zero of every weight, each rounded by itself; float32 `[in, out]`."""
         grouped = weight.reshape(len(self.scales), self.group_size, -1)
-        return self.nearest(grouped, slice(None)).reshape(weight.shape)
+        return self.nearest(grouped).reshape(weight.shape)
 
     def values(self, steps: torch.Tensor) -> torch.Tensor:
         """The weights that `steps`, code minus zero, stand for; both `[in, out]`."""

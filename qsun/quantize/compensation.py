@@ -10,29 +10,31 @@ import torch
 
 from qsun.quantize.code_grid import CodeGrid
 
-AT_ONCE = 64  # inputs whose corrections are held back and then made in one product
+AT_ONCE = 32  # inputs whose corrections are held back and then made in one product
 
 
 def compensated(
-    weight: torch.Tensor, gram: torch.Tensor, grid: CodeGrid, damping: float
+    weight: torch.Tensor, gram: torch.Tensor, inverse: torch.Tensor, grid: CodeGrid
 ) -> torch.Tensor:
     """Code minus zero of every weight, float32 `[in, out]`; `weight` is of the same shape.
 
-    `damping` is added to the Gram matrix's diagonal, as a share of its mean.
+    `inverse` is that of the damped Gram matrix.
     """
     order = gram.diagonal().argsort(descending=True, stable=True)
     left = weight[order]
-    upper = _inverse_factor(damped(gram, damping)[order][:, order])
-    group_of = (order // grid.group_size).tolist()
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
+    diagonal = upper.diagonal().tolist()
+    rounding = grid.by_group()
+    rounding = [rounding[group] for group in (order // grid.group_size).tolist()]
     steps = torch.empty_like(left)
+    rows, found_rows = left.unbind(0), steps.unbind(0)
     for start in range(0, len(order), AT_ONCE):
         end = min(start + AT_ONCE, len(order))
         errors = torch.empty_like(left[start:end])
-        for at in range(start, end):
-            group = group_of[at]
-            steps[at] = grid.nearest(left[at], group)
-            error = left[at] - steps[at] * grid.scales[group]
-            errors[at - start] = error.div_(upper[at, at])
+        for at, error in enumerate(errors.unbind(0), start):
+            rounding[at].into(rows[at], found_rows[at])
+            torch.addcmul(rows[at], found_rows[at], rounding[at].scale, value=-1, out=error)
+            error.div_(diagonal[at])
             left[at + 1 : end].addr_(upper[at, at + 1 : end], error, alpha=-1)
         left[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
     found = torch.empty_like(steps)
@@ -48,7 +50,6 @@ def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
     return added
 
 
-def _inverse_factor(gram: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return torch.linalg.cholesky(inverse, upper=True)
+def inverted(damped_gram: torch.Tensor) -> torch.Tensor:
+    """The inverse of a damped Gram matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped_gram))

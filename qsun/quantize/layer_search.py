@@ -17,7 +17,7 @@ from qsun.config import SearchConfig
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.quantize.clipping import best_ranges, whole_range
 from qsun.quantize.code_grid import CodeGrid, columns
-from qsun.quantize.compensation import compensated, damped
+from qsun.quantize.compensation import compensated, damped, inverted
 from qsun.quantize.refinement import refined
 
 
@@ -51,15 +51,15 @@ def search_layers(
     """Quantize layers of the same inputs; weights float32 `[out, in]` by the layers' names."""
     weight = torch.cat(list(weights.values())).t().contiguous()
     gram = damped(inputs.gram, search.damping)
-    target = weight
+    inverse, target = inverted(gram), weight
     if inputs.cross is not None:
-        target = weight + corrections(weight, inputs.gram, gram, inputs.cross)
+        target = weight + corrections(weight, inputs.gram, inverse, inputs.cross)
     if search.clip:
         grid = best_ranges(target, inputs.gram, args, dtype)
     else:
         grid = whole_range(target, args, dtype)
     if search.rounding == "compensated":
-        steps = compensated(target, inputs.gram, grid, search.damping)
+        steps = compensated(target, inputs.gram, inverse, grid)
     else:
         steps = grid.rounded(target)
     grid, steps = refined(target, gram, grid, steps, search.sweeps)
@@ -67,17 +67,14 @@ def search_layers(
 
 
 def corrections(
-    weight: torch.Tensor, gram: torch.Tensor, damped_gram: torch.Tensor, cross: torch.Tensor
+    weight: torch.Tensor, gram: torch.Tensor, inverse: torch.Tensor, cross: torch.Tensor
 ) -> torch.Tensor:
     """What to add to `weight` so that it gives the full-precision outputs on the inputs at hand.
 
-    Least squares of X̂ V against X W, X̂ the inputs at hand, X the exact ones: V - W solves
-    (X̂'X̂ + damping) (V - W) = (X̂'X - X̂'X̂) W. Float32 `[in, out]`; in float64, for the two
-    products are nearly alike.
+    Least squares of X̂ V against X W, X̂ the inputs at hand, X the exact ones: V - W is
+    (X̂'X̂ + damping)^-1 (X̂'X - X̂'X̂) W. Float32 `[in, out]`.
     """
-    missing = (cross.t() - gram).double() @ weight.double()
-    factor = torch.linalg.cholesky(damped_gram.double())
-    return torch.cholesky_solve(missing, factor).float()
+    return inverse @ ((cross.t() - gram) @ weight)
 
 
 def output_error(gram: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:

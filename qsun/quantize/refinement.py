@@ -13,7 +13,7 @@ import torch
 
 from qsun.quantize.code_grid import CodeGrid
 
-AT_ONCE = 64  # inputs whose effect on later ones is held back and then made in one product
+AT_ONCE = 32  # inputs whose effect on later ones is held back and then made in one product
 
 
 def refined(
@@ -34,19 +34,19 @@ def _sweep(
     weight: torch.Tensor, gram: torch.Tensor, grid: CodeGrid, steps: torch.Tensor
 ) -> torch.Tensor:
     steps, missing = steps.clone(), weight - grid.values(steps)
-    curvature = gram.diagonal().tolist()
+    curvature, rounding = gram.diagonal().tolist(), grid.by_group()
+    found_rows, missing_rows = steps.unbind(0), missing.unbind(0)
     for start in range(0, len(steps), AT_ONCE):
         end = min(start + AT_ONCE, len(steps))
         pull = gram[start:end] @ missing
-        for at in range(start, end):
-            group, here = at // grid.group_size, at - start
-            scale = grid.scales[group]
-            before = steps[at] * scale
-            best = torch.add(before, pull[here], alpha=1 / curvature[at])
-            steps[at] = grid.nearest(best, group)
-            moved = (steps[at] * scale).sub_(before)
-            missing[at] -= moved
-            pull[here + 1 :].addr_(gram[at, at + 1 : end], moved, alpha=-1)
+        for at, row in enumerate(pull.unbind(0), start):
+            one, found = rounding[at // grid.group_size], found_rows[at]
+            before = found * one.scale
+            best = torch.add(before, row, alpha=1 / curvature[at])
+            one.into(best, found)
+            moved = before.neg_().addcmul_(found, one.scale)
+            missing_rows[at].sub_(moved)
+            pull[at - start + 1 :].addr_(gram[at, at + 1 : end], moved, alpha=-1)
     return steps
 
 
