@@ -1,4 +1,4 @@
-"""compressed-tensors' pack-quantized checkpoint, written shard by shard from layers as they come."""
+"""compressed-tensors' pack-quantized checkpoint, written shard by shard as layers come."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_packed(
     full_precision: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write weights and config; `others` are the tensors of no quantized layer, `config` the base's."""
+    """Write weights and config; `others` belong to no quantized layer, `config` is the base's."""
     written = _write_shards(_all_tensors(others, layers, args), folder)
     _name_shards(written, folder)
     scheme = QuantizationScheme(targets=["Linear"], weights=args, format=FORMAT)
@@ -89,11 +89,12 @@ def _write_shards(tensors: Iterable[Named], folder: Path) -> list[list[str]]:
 
 
 def _name_shards(shards: list[list[str]], folder: Path) -> None:
-    """Give the shards the names that transformers looks for, and an index where there are several."""
+    """Give the shards the names that transformers looks for, and several of them an index."""
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return
-    weight_map, count = {}, len(shards)
+    weight_map: dict[str, str] = {}
+    count = len(shards)
     for at, names in enumerate(shards):
         final = f"model-{at + 1:05d}-of-{count:05d}.safetensors"
         (folder / f"shard-{at}.safetensors").rename(folder / final)

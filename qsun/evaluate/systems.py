@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsun.errors import ConfigError, bullet_list
+from qsun.errors import ConfigError, bullet_list, nearest
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsun.calibrate.samples import SampleSet, SourceRows, read_sources, tokenize_sources
-from qsun.decode_recipe import NO_WEIGHTS
 from qsun.environments import ServingEnvironment
-from qsun.errors import ConfigError, LoadCheckError
+from qsun.errors import ConfigError, Interrupted, LoadCheckError
 from qsun.files import digest_folder, publish_folder
 from qsun.jobs.evaluation_state import digest_of
 from qsun.jobs.prepare import Prepared, check_ready
@@ -35,7 +33,7 @@ from qsun.models import (
 )
 from qsun.progress import announce
 from qsun.quantize.estimate import Estimate
-from qsun.records import hardware, new_record
+from qsun.records import new_record
 
 if TYPE_CHECKING:
     from qsun.jobs.search_state import SearchState
@@ -63,24 +61,21 @@ def run_quantize(prepared: Prepared, resume: bool = False) -> dict[str, Any]:
         dtype = serving_dtype(prepared.model_config)
         base = checkpoint_folder(prepared.source, prepared.shape, base_scratch, dtype)
         texts = _tokenize(prepared, base, sources, heldout_sources)
-        state = _open_state(prepared, base, texts, resume)
-        try:
+        state = _open_state(prepared, base, texts.calibration, resume)
+        with _resumable(state):
             result = _quantize_and_check(prepared, base, scratch, texts, state, serving)
-        except LoadCheckError as error:
-            kept = _keep_rejected(scratch, prepared.out)
-            raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
-        result["base"] = {
-            "model": prepared.run.base.model,
-            "revision": prepared.run.base.revision,
-            "sha256": fingerprint(prepared.source, base),
-        }
-        result["prefill"] = _prefill_digests(prepared)
-        result["cost"] = _cost(time.monotonic() - started, result, prepared.estimate)
-        result["files"] = digest_folder(scratch)
-        record = new_record("quantization", prepared.run, prepared.run.seed, result)
-        if serving is not None:
-            record.versions.update({f"serving/{k}": v for k, v in serving.versions.items()})
-        record.write(scratch / "records" / "quantization.json")
+            result["base"] = {
+                "model": prepared.run.base.model,
+                "revision": prepared.run.base.revision,
+                "sha256": fingerprint(prepared.source, base),
+            }
+            result["prefill"] = {task: digest_of(one) for task, one in prepared.prefill.items()}
+            result["cost"] = _cost(time.monotonic() - started, result, prepared.estimate)
+            result["files"] = digest_folder(scratch)
+            record = new_record("quantization", prepared.run, prepared.run.seed, result)
+            if serving is not None:
+                record.versions.update({f"serving/{k}": v for k, v in serving.versions.items()})
+            record.write(scratch / "records" / "quantization.json")
     if state is not None:
         state.close()
     return result
@@ -104,27 +99,29 @@ def _tokenize(
     )
 
 
-def _open_state(prepared: Prepared, base: Path, texts: Texts, resume: bool) -> SearchState | None:
+def _open_state(
+    prepared: Prepared, base: Path, calibration: SampleSet, resume: bool
+) -> SearchState | None:
     """Where engine qsun keeps what is finished; None for an engine that keeps nothing."""
     if prepared.settings.engine != "qsun":
         return None
-    from qsun.jobs.search_state import SearchState
+    from qsun.jobs.quantize_blocks import open_state
 
-    settings = asdict(prepared.settings)
-    identity = {
-        "base": fingerprint(prepared.source, base),
-        "calibration": texts.calibration.digest,
-        "prefill": _prefill_digests(prepared),
-        "settings": {name: settings[name] for name in settings if name not in NO_WEIGHTS},
-        "seed": prepared.run.seed,
-        "torch": version("torch"),
-        "hardware": hardware(),
-    }
-    return SearchState(prepared.out, identity, resume)
+    return open_state(prepared, base, calibration, resume)
 
 
-def _prefill_digests(prepared: Prepared) -> dict[str, str]:
-    return {task: digest_of(folder) for task, folder in prepared.prefill.items()}
+@contextmanager
+def _resumable(state: SearchState | None) -> Iterator[None]:
+    """Tell who interrupts a search that something of it is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if state is None or not state.is_started:
+            raise
+        raise Interrupted(
+            f"interrupted; nothing was published. What is finished waits in {state.folder}: "
+            "the same command with --resume goes on from it."
+        ) from error
 
 
 def _quantize_and_check(
@@ -138,12 +135,17 @@ def _quantize_and_check(
     _seed(prepared.run.seed)
     calibration, heldout = texts.calibration, texts.heldout
     outcome = _quantize(prepared, base, out, texts, state)
+    try:
+        load_check = _load_check(prepared, base, out, heldout, serving)
+    except LoadCheckError as error:
+        kept = _keep_rejected(out, prepared.out)
+        raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
     return {
         "plan": asdict(replace(prepared.plan, layers=())) | {"layers": len(prepared.plan.layers)},
         "calibration": calibration.summary(),
         "heldout": heldout.summary(),
         "quantization": outcome.summary(),
-        "load_check": _load_check(prepared, base, out, heldout, serving),
+        "load_check": load_check,
     }
 
 

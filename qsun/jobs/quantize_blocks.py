@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from compressed_tensors.quantization import QuantizationArgs
 from qsun.calibrate.samples import Sample, SampleSet
 from qsun.checkpoint_files import Tensors, read_config_file
 from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer, Scheme, load_dequantized
+from qsun.decode_recipe import weight_settings
 from qsun.errors import DataError
+from qsun.files import disk_full_is_an_os_error
 from qsun.gemm_checkpoint import write_gemm
 from qsun.jobs.block_walk import BlockWalk
+from qsun.jobs.evaluation_state import digest_of
 from qsun.jobs.prepare import Prepared
 from qsun.jobs.search_state import KeptBlock, SearchState
-from qsun.models import load_model, load_tokenizer, on_accelerator, serving_dtype
+from qsun.models import fingerprint, load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.packed_checkpoint import write_packed
 from qsun.progress import announce, bar
 from qsun.quantize.awq import weight_arguments
@@ -27,9 +31,31 @@ from qsun.quantize.block_search import BlockFound
 from qsun.quantize.outcome import LayerResult, Quantization, tensor_bytes
 from qsun.quantize.perplexity import perplexity
 from qsun.quantize.write import check_written
+from qsun.records import hardware
 from qsun.rounding import round_layers
 
 HEAD = "lm_head.weight"
+
+
+def open_state(prepared: Prepared, base: Path, calibration: SampleSet, resume: bool) -> SearchState:
+    """Where finished blocks are kept, for this search alone: all that its codes depend on.
+
+    Raises:
+        QsunError: as `SearchState`.
+    """
+    identity = {
+        "base": fingerprint(prepared.source, base),
+        "calibration": {
+            "sha256": calibration.digest,
+            "sources": [count.name for count in calibration.counts],
+        },
+        "prefill": {task: digest_of(folder) for task, folder in prepared.prefill.items()},
+        "settings": weight_settings(asdict(prepared.settings)),
+        "seed": prepared.run.seed,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "hardware": {**hardware(), "threads": torch.get_num_threads()},
+    }
+    return SearchState(prepared.out, identity, resume, prepared.settings.search.keep_every_s)
 
 
 def quantize_by_blocks(
@@ -150,14 +176,15 @@ def _write(prepared: Prepared, base: Path, state: SearchState, blocks: int, out:
     others = _others(prepared, base, state, blocks)
     layers = (layer for kept in state.blocks(blocks) for layer in kept.layers)
     kept_whole = plan.full_precision_layers
-    if plan.format == "awq":
-        write_gemm(dict(others), layers, config, plan.group_size, kept_whole, out)
-    else:
-        args = QuantizationArgs(**weight_arguments(plan))
-        write_packed(others, layers, config, args, kept_whole, out)
-    load_tokenizer(base).save_pretrained(out)
-    if (base / "generation_config.json").exists():
-        GenerationConfig.from_pretrained(base).save_pretrained(out)
+    with disk_full_is_an_os_error():
+        if plan.format == "awq":
+            write_gemm(dict(others), layers, config, plan.group_size, kept_whole, out)
+        else:
+            args = QuantizationArgs(**weight_arguments(plan))
+            write_packed(others, layers, config, args, kept_whole, out)
+        load_tokenizer(base).save_pretrained(out)
+        if (base / "generation_config.json").exists():
+            GenerationConfig.from_pretrained(base).save_pretrained(out)
 
 
 def _others(
