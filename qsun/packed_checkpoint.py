@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import (
     QuantizationArgs,
@@ -56,8 +56,8 @@ def write_packed(
         ignore=list(full_precision),
         quantization_status=QuantizationStatus.COMPRESSED,
     )
-    plain = json.loads(json.dumps(quantization.to_dict(), default=str))
-    write_json(folder / "config.json", {**config, "quantization_config": plain})
+    write_json(folder / "config.json", dict(config))
+    ModelCompressor(quantization_config=quantization).update_config(str(folder))
 
 
 def _all_tensors(
@@ -68,15 +68,16 @@ def _all_tensors(
         yield from packed_tensors(layer, args).items()
 
 
-def _write_shards(tensors: Iterable[Named], folder: Path) -> list[list[str]]:
+def _write_shards(tensors: Iterable[Named], folder: Path) -> list[dict[str, int]]:
+    """Write them as they come; gives each shard's tensors with their bytes."""
     from safetensors.torch import save_file
 
-    shards: list[list[str]] = []
+    shards: list[dict[str, int]] = []
     waiting: dict[str, torch.Tensor] = {}
 
     def write() -> None:
         save_file(waiting, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(waiting))
+        shards.append({name: one.nbytes for name, one in waiting.items()})
         waiting.clear()
 
     for name, tensor in tensors:
@@ -88,17 +89,16 @@ def _write_shards(tensors: Iterable[Named], folder: Path) -> list[list[str]]:
     return shards
 
 
-def _name_shards(shards: list[list[str]], folder: Path) -> None:
+def _name_shards(shards: list[dict[str, int]], folder: Path) -> None:
     """Give the shards the names that transformers looks for, and several of them an index."""
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    count = len(shards)
-    for at, names in enumerate(shards):
-        final = f"model-{at + 1:05d}-of-{count:05d}.safetensors"
+    for at, held in enumerate(shards):
+        final = f"model-{at + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{at}.safetensors").rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    total = sum(path.stat().st_size for path in folder.glob("model-*.safetensors"))
+        weight_map |= dict.fromkeys(held, final)
+    total = sum(sum(held.values()) for held in shards)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / "model.safetensors.index.json", index)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from qsun.calibrate.streams import Streams
+from qsun.decode_recipe import decode_recipe
 from qsun.jobs import quantize, quantize_blocks
 from qsun.jobs.block_walk import BlockWalk
 from qsun.jobs.search_state import SearchState
@@ -108,10 +109,13 @@ def names(config: Path) -> list[str]:
     return sorted(path.name for path in (config.parent.parent / "out").iterdir())
 
 
+def record(config: Path) -> Path:
+    return config.parent.parent / "out" / "module" / "records" / "quantization.json"
+
+
 def found(config: Path) -> dict[str, Any]:
     """What the record tells of a search, but for the time that it took."""
-    path = config.parent.parent / "out" / "module" / "records" / "quantization.json"
-    result = read_record(path, "quantization").result
+    result = read_record(record(config), "quantization").result
     return {name: one for name, one in result["quantization"].items() if name != "search_s"}
 
 
@@ -120,6 +124,7 @@ def test_a_search_gives_the_same_module_twice(whole: Path, config: Path) -> None
     assert outcome.exit_code == 0, outcome.stderr
     assert digests(config) == digests(whole)
     assert found(config) == found(whole)
+    assert decode_recipe(record(config)) == decode_recipe(record(whole))
     assert names(config) == ["module"]
     assert len({layer["sha256"] for layer in found(config)["layers"]}) == BLOCKS * 7
 
@@ -279,6 +284,11 @@ def other_base(folder: Path) -> None:
     tiny_model(folder / "base", seed=5, **SHAPE)
 
 
+def other_config(folder: Path) -> None:
+    path = folder / "base" / "config.json"
+    path.write_text(path.read_text().replace("1e-06", "1e-05"))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -287,6 +297,7 @@ def other_base(folder: Path) -> None:
         (other_adapter, "prefill.sums: "),
         (other_module, "prefill.more: "),
         (other_base, "base.model.safetensors: "),
+        (other_config, "config.rms_norm_eps: 1e-06 then, 1e-05 now"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -45,6 +45,7 @@ def open_state(prepared: Prepared, base: Path, calibration: SampleSet, resume: b
     """
     identity = {
         "base": fingerprint(prepared.source, base),
+        "config": prepared.model_config,
         "calibration": {
             "sha256": calibration.digest,
             "sources": [count.name for count in calibration.counts],
