@@ -16,6 +16,7 @@ from qsun.files import free_bytes, refuse_used_folder, size
 from qsun.jobs.prepare_search import check_search
 from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
+from qsun.quantize.estimate_blocks import estimate_blocks
 from qsun.quantize.plan import Plan, check_architecture, make_plan
 from qsun.skeleton import Skeleton, skeleton
 
@@ -58,16 +59,8 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     texts = {settings.calibration: calibration, settings.heldout: heldout}
     _check_lengths(texts, model_config["max_position_embeddings"])
     plan = make_plan(model_config, shape.linears, settings)
-    prefill = check_search(settings, calibration, model_config, relative_to)
-    expected = estimate(
-        plan,
-        model_config,
-        shape,
-        calibration.samples,
-        calibration.max_tokens,
-        settings.grid_points,
-        converts=source.gguf is not None,
-    )
+    prefill = check_search(settings, calibration, model_config, shape, relative_to)
+    expected = _estimate(settings, plan, model_config, shape, calibration, source)
     return Prepared(
         run,
         settings,
@@ -82,6 +75,20 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
         prefill,
         out,
     )
+
+
+def _estimate(
+    settings: QuantizeConfig,
+    plan: Plan,
+    model_config: Mapping[str, Any],
+    shape: Skeleton,
+    calibration: TextDefinition,
+    source: ModelSource,
+) -> Estimate:
+    texts, converts = (calibration.samples, calibration.max_tokens), source.gguf is not None
+    if settings.engine == "qsun":
+        return estimate_blocks(plan, model_config, shape, *texts, settings.search, converts)
+    return estimate(plan, model_config, shape, *texts, settings.grid_points, converts)
 
 
 def _model_config(

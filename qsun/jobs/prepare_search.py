@@ -11,19 +11,23 @@ from qsun.config import QuantizeConfig, SearchConfig
 from qsun.errors import ConfigError, ModelError, bullet_list, nearest
 from qsun.jobs.prepare_export import module_problems, resolved
 from qsun.kv_layout import kv_layout
+from qsun.prefill_module import check_plain_lora
+from qsun.skeleton import Skeleton
 
 
 def check_search(
     settings: QuantizeConfig,
     calibration: TextDefinition,
     model_config: Mapping[str, Any],
+    shape: Skeleton,
     relative_to: Path,
 ) -> dict[str, Path]:
     """The folder of each named source's prefill module.
 
     Raises:
         ConfigError: settings that another engine would not see, or that contradict one another.
-        ModelError: a module that is missing or of another KV layout; all are named.
+        ModelError: a module that is missing, of another KV layout, or no plain LoRA adapter on
+            this base model; all are named.
     """
     problems = _contradictions(settings, calibration)
     if problems:
@@ -31,12 +35,23 @@ def check_search(
     layout = kv_layout(model_config)
     folders = {one.task: resolved(one.module, relative_to) for one in settings.search.prefill}
     for task, folder in folders.items():
-        problems += module_problems(task, folder, layout)[1]
+        adapter, found = module_problems(task, folder, layout)
+        problems += found
+        if adapter is not None:
+            problems += _adapter_problems(task, folder, shape)
     if problems:
         raise ModelError(
             f"these modules write no cache for the base model:\n{bullet_list(problems)}"
         )
     return folders
+
+
+def _adapter_problems(task: str, folder: Path, shape: Skeleton) -> list[str]:
+    try:
+        check_plain_lora(folder, shape.tensors)
+    except ModelError as error:
+        return [f"task {task}: {error}"]
+    return []
 
 
 def _contradictions(settings: QuantizeConfig, calibration: TextDefinition) -> list[str]:
