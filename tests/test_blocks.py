@@ -16,7 +16,7 @@ from qsun.calibrate.streams import Streams
 from qsun.checkpoint_files import Tensors, read_config_file
 from qsun.handoff import body, collate, response_logits
 from qsun.models import load_model
-from tests.builders import VOCABULARY, tiny_model
+from tests.builders import VOCABULARY, Architecture, tiny_model
 
 FIRST, LAST = 40, 25  # tokens of the longest prompt and response
 CPU = torch.device("cpu")
@@ -29,9 +29,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def other(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def other(folder: Path, tmp_path: Path) -> Path:
     """A prefill module of the same layout and other weights."""
-    architecture = "qwen3" if "Qwen3" in str(read_config_file(folder / "config.json")) else "llama"
+    config = read_config_file(folder / "config.json")
+    architecture: Architecture = "qwen3" if config["model_type"] == "qwen3" else "llama"
     tiny_model(tmp_path / "other", architecture=architecture, seed=5)
     return tmp_path / "other"
 
@@ -160,7 +161,9 @@ def test_what_stood_before_a_block_is_stood_before_again(folder: Path, other: Pa
 def test_weights_of_another_shape_are_not_taken(folder: Path, tmp_path: Path) -> None:
     tiny_model(tmp_path / "wide", hidden=192)
     block = Block(read_config_file(folder / "config.json"), torch.float32, CPU)
-    with Tensors(tmp_path / "wide") as tensors, pytest.raises(RuntimeError, match="size mismatch"):
+    with Tensors(tmp_path / "wide") as tensors:
         prefix = f"{LAYERS}.0."
         names = [name for name in tensors.names() if name.startswith(prefix)]
-        block.load(0, {name.removeprefix(prefix): tensors[name] for name in names})
+        weights = {name.removeprefix(prefix): tensors[name] for name in names}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        block.load(0, weights)

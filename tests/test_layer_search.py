@@ -31,8 +31,8 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 @pytest.fixture
 def inputs() -> torch.Tensor:
     """Correlated rows, some channels far larger than others."""
-    mixed = drawn(ROWS, INPUTS, seed=0) @ drawn(INPUTS, INPUTS, seed=1) / INPUTS**0.5
-    return mixed * torch.linspace(-1, 2, INPUTS).exp()
+    mixed: torch.Tensor = drawn(ROWS, INPUTS, seed=0) @ drawn(INPUTS, INPUTS, seed=1)
+    return torch.mul(mixed / INPUTS**0.5, torch.linspace(-1, 2, INPUTS).exp())
 
 
 @pytest.fixture
@@ -103,7 +103,9 @@ def test_ranges_are_the_best_of_those_tried_for_each_group(
 def test_uncorrelated_inputs_leave_nothing_to_compensate(weight: torch.Tensor) -> None:
     grid = whole_range(weight, args(3), DTYPE)
     diagonal = torch.diag(torch.linspace(1, 9, INPUTS))
-    assert torch.equal(compensated(weight, diagonal, inverted(damped(diagonal, 0.01)), grid), grid.rounded(weight))
+    assert torch.equal(
+        compensated(weight, diagonal, inverted(damped(diagonal, 0.01)), grid), grid.rounded(weight)
+    )
     same, steps = refined(weight, diagonal, grid, grid.rounded(weight), 1)
     assert torch.equal(steps, grid.rounded(weight))
     assert same is grid

@@ -7,6 +7,7 @@ weight W: ||X (V - W)^T||^2 = tr((V - W) G (V - W)^T). No sample is run again to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,9 +59,10 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.dtype != torch.bfloat16:
         total.addmm_(left.float().t(), right.float())
         return
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # what the values are anyway
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"  # what the values are anyway
     try:
         total.addmm_(left.float().t(), right.float())
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        products.fp32_precision = before

@@ -5,7 +5,7 @@ Each stage's codes go into the block before the next stage's inputs are asked fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 

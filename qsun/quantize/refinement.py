@@ -1,8 +1,8 @@
 """Refinement: codes and scales are taken up again in turn, each against all others as they are.
 
-Coordinate descent on tr(D G D^T), D = what the codes stand for minus the weight: a code moves to the
-grid point nearest to the best value for it, a scale to what is best for its group's codes and the
-checkpoint's dtype can hold. No step makes the error larger.
+Coordinate descent on tr(D G D^T), D = what the codes stand for minus the weight: a code moves to
+the grid point nearest to the best value for it, a scale to what is best for its group's codes and
+the checkpoint's dtype can hold. No step makes the error larger.
 """
 
 from __future__ import annotations
