@@ -164,7 +164,7 @@ def test_what_ends_before_a_block_is_found_leaves_nothing(
 
 
 def test_a_search_that_is_killed_goes_on(tmp_path: Path) -> None:
-    config = write_search(tmp_path, sweeps=40)  # slow enough to be killed on the way
+    config = write_search(tmp_path, sweeps=100)  # slow enough to be killed on the way
     assert search(config).exit_code == 0
     undisturbed = digests(config)
     out = tmp_path / "out" / "module"
