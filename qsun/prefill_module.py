@@ -243,4 +243,5 @@ class PrefillTensors:
             self._adapter.get_tensor(f"base_model.model.{layer}.lora_{side}.weight").float()
             for side in ("A", "B")
         )
-        return (weight.float() + self._scale * (second @ first)).to(weight.dtype)
+        merged: torch.Tensor = weight.float() + self._scale * (second @ first)
+        return merged.to(weight.dtype)

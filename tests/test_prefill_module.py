@@ -144,8 +144,8 @@ def test_an_adapter_beyond_plain_lora_is_not_merged(
     tiny_folder: Path, tmp_path: Path, lora: dict[str, Any], said: str
 ) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], **lora)
-    module = get_peft_model(load_model(tiny_folder, "float32"), config)  # type: ignore[arg-type]
-    save_prefill(module, tmp_path / "beyond", torch.bfloat16, "org/base")  # type: ignore[arg-type]
+    module = get_peft_model(load_model(tiny_folder, "float32"), config)
+    save_prefill(module, tmp_path / "beyond", torch.bfloat16, "org/base")
     with pytest.raises(ModelError, match=f"uses .*{said}.*: qsun merges plain LoRA alone"):
         PrefillTensors(tmp_path / "beyond", tiny_folder)
 

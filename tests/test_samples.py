@@ -182,7 +182,7 @@ def test_the_prompt_of_messages_is_all_before_the_last_answer(tmp_path: Path) ->
 )
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
 def test_a_row_without_a_response_has_no_prompt(
-    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], template: str | None
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, Any], template: str | None
 ) -> None:
     _, _, sample = cut(tmp_path, row, template, **columns)
     assert sample.prompt == 0
@@ -191,7 +191,7 @@ def test_a_row_without_a_response_has_no_prompt(
 
 def test_a_sample_that_is_cut_keeps_its_prompts_length(tmp_path: Path) -> None:
     row = {"q": "How many?", "a": "One and one and one."}
-    columns = {"prompt": "q", "response": "a"}
+    columns: dict[str, Any] = {"prompt": "q", "response": "a"}
     _, _, whole = cut(tmp_path, row, **columns)
     for length, served in (
         (len(whole.tokens) - 1, True),

@@ -49,8 +49,8 @@ def test_a_block_comes_back_as_it_was_kept(tmp_path: Path) -> None:
         state.keep_block(index, one)
     for before, after in zip(kept, opened(tmp_path, resume=True).blocks(2), strict=True):
         assert [one.name for one in after.layers] == [one.name for one in before.layers]
-        for one, other in zip(before.layers, after.layers, strict=True):
-            assert other.digest() == one.digest()
+        for layer, other in zip(before.layers, after.layers, strict=True):
+            assert other.digest() == layer.digest()
             assert other.scales.dtype == torch.bfloat16
         assert after.others.keys() == before.others.keys()
         assert all(torch.equal(after.others[name], one) for name, one in before.others.items())
@@ -107,7 +107,8 @@ def test_streams_that_could_not_be_kept_leave_the_earlier_ones(tmp_path: Path) -
 
 def test_there_is_no_state_before_a_block_is_finished(tmp_path: Path) -> None:
     state = opened(tmp_path)
-    assert not state.is_started
+    before = state.is_started
+    assert not before
     assert list(tmp_path.iterdir()) == []
     state.keep_block(0, block())
     assert state.is_started
