@@ -86,7 +86,8 @@ def stop_at(
     patch: pytest.MonkeyPatch, owner: Any, name: str, at: int, stop: Callable[[], None]
 ) -> None:
     """Call `stop` in place of the `at`th call."""
-    original, calls = getattr(owner, name), []
+    original = getattr(owner, name)
+    calls: list[None] = []
 
     def stopping(*arguments: Any, **named: Any) -> Any:
         if len(calls) == at:
