@@ -24,8 +24,43 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
+class PrefillChoice:
+    """The prefill module of one task: the folder that `qsun tune` published."""
+
+    task: str
+    module: str
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How qsun's own engine calibrates, and searches for codes.
+
+    `positions`: `responses` are those that the decode module computes in service, behind the cache
+    of the task's `prefill` module, or else the base model's; `all` are whole texts, which it reads
+    by itself. `sequential` inputs are those behind layers that are already quantized, and codes
+    make up for the difference. `smoothing` is AWQ's, over `grid_points`; `sweeps` of coordinate
+    descent follow the rounding. `damping` is a share of the Gram matrix's mean diagonal. An
+    interrupted search goes on from where it stood at most about `keep_every_s` seconds earlier.
+    """
+
+    positions: str = field(default="responses", metadata={"choices": ("responses", "all")})
+    prefill: tuple[PrefillChoice, ...] = ()
+    sequential: bool = True
+    smoothing: str = field(default="none", metadata={"choices": ("none", "awq")})
+    clip: bool = True
+    rounding: str = field(default="compensated", metadata={"choices": ("compensated", "nearest")})
+    sweeps: int = field(default=2, metadata={"minimum": 0, "maximum": 100})
+    damping: float = field(default=0.01, metadata={"minimum": 1e-6, "maximum": 1.0})
+    batch_tokens: int = field(default=4096, metadata={"minimum": 1})
+    keep_every_s: float = field(default=20.0, metadata={"minimum": 0.0})
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
-    """How the decode module is quantized, and with which text."""
+    """How the decode module is quantized, by which engine, and with which text.
+
+    `search` is engine qsun's alone; `grid_points` are those of AWQ's scales.
+    """
 
     calibration: str
     heldout: str
@@ -38,6 +73,8 @@ class QuantizeConfig:
     keep_full_precision: tuple[str, ...] = ("lm_head",)
     tensor_parallel: int = field(default=1, metadata={"minimum": 1})
     grid_points: int = field(default=20, metadata={"minimum": 3, "maximum": 100})
+    engine: str = field(default="llmcompressor", metadata={"choices": ("qsun", "llmcompressor")})
+    search: SearchConfig = SearchConfig()
 
 
 @dataclass(frozen=True)
@@ -109,14 +146,6 @@ class TuneConfig:
     generation_batch_size: int = field(default=64, metadata={"minimum": 1})
     test: bool = True
     test_base: bool = True
-
-
-@dataclass(frozen=True)
-class PrefillChoice:
-    """The prefill module of one task: the folder that `qsun tune` published."""
-
-    task: str
-    module: str
 
 
 @dataclass(frozen=True)

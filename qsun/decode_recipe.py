@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from qsun.decode_checkpoint import weights_digest
 from qsun.records import read_record
 
 QUANTIZATION = "records/quantization.json"
-# What of a quantization's settings does not change a weight.
+LLM_COMPRESSOR, OF_ENGINE = "llmcompressor", ("engine", "search")
+# What of a quantization's settings, and of its search's, does not change a weight.
 NO_WEIGHTS = ("format", "calibration", "heldout", "tensor_parallel")
+NO_WEIGHTS_OF_SEARCH = ("keep_every_s", "prefill")  # what modules hold counts, not where they lie
 
 
 class Likeness(Enum):
@@ -32,15 +36,30 @@ def decode_recipe(record: Path) -> str | None:
     if not record.is_file():
         return None
     found = read_record(record, "quantization")
-    settings = {
-        name: value for name, value in found.config["quantize"].items() if name not in NO_WEIGHTS
-    }
+    settings = weight_settings(found.config["quantize"])
     recipe = {
         "base": found.result["base"]["sha256"],
         "calibration": found.result["calibration"]["sha256"],
         "settings": settings,
     }
+    if settings.get("engine", LLM_COMPRESSOR) == LLM_COMPRESSOR:
+        for name in OF_ENGINE:
+            settings.pop(name, None)  # as before there was another engine
+    else:
+        settings["search"]["prefill"] = found.result["prefill"]
+        recipe["sources"] = [one["name"] for one in found.result["calibration"]["sources"]]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def weight_settings(quantize: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings in section `quantize` changes a weight."""
+    settings = {name: value for name, value in quantize.items() if name not in NO_WEIGHTS}
+    if "search" in settings:
+        search = settings["search"].items()
+        settings["search"] = {
+            name: value for name, value in search if name not in NO_WEIGHTS_OF_SEARCH
+        }
+    return settings
 
 
 def likeness(decode: Path, record: Path, digest: str, recipe: str | None) -> Likeness:

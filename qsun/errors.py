@@ -6,7 +6,8 @@ Exit code 2 belongs to the command line parser (click) and 130 to Ctrl-C.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class QsunError(Exception):
@@ -94,3 +95,9 @@ def bullet_list(lines: Iterable[str], at_most: int = 12) -> str:
     if len(entries) > at_most:
         shown.append(f"  ... and {len(entries) - at_most} more")
     return "\n".join(shown)
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    """The likeliest meaning of an unknown name, or all that are known."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

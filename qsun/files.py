@@ -125,6 +125,17 @@ def publish_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def disk_full_is_an_os_error() -> Iterator[None]:
+    """Both safetensors and tokenizers report a full disk as errors of their own, by text alone."""
+    try:
+        yield
+    except Exception as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, "no space left on device") from error
+        raise
+
+
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():

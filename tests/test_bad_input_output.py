@@ -15,6 +15,7 @@ import pytest
 
 from tests.builders import tiny_model, write_config, write_definition
 from tests.command import refused, run_qsun
+from tests.searching import write_search
 
 REPOSITORY = Path(__file__).parent.parent
 QSUN = [sys.executable, "-c", "from qsun.cli.main import main; main()"]
@@ -131,6 +132,20 @@ def test_a_disk_that_fills_up_under_the_weights(tmp_path: Path, disk: Path) -> N
     plan = json.loads(run_qsun("quantize", config, "--dry-run", "--json").stdout)
     estimated = int(plan["estimate"]["disk_bytes"] * 1.05)
     assert_filled_up(run_on_small_disk(disk, estimated + PAGE, config), disk)
+
+
+@pytest.mark.parametrize("keep_every_s", [0.0, 3600.0], ids=["streams", "weights"])
+def test_a_disk_that_fills_up_keeps_what_a_search_has_finished(
+    tmp_path: Path, disk: Path, keep_every_s: float
+) -> None:
+    config = write_search(tmp_path, prefill=[], keep_every_s=keep_every_s)
+    plan = json.loads(run_qsun("quantize", config, "--dry-run", "--json").stdout)
+    estimated = int(plan["estimate"]["disk_bytes"] * 1.05)
+    code, stderr, left = run_on_small_disk(disk, estimated + PAGE, config)
+    assert code == 7, stderr
+    assert f"the disk of {disk} filled up: nothing was published" in stderr
+    assert "Traceback" not in stderr
+    assert left == ["module.quantization"]
 
 
 def test_a_missing_serving_interpreter_names_the_remedy(tmp_path: Path, tiny_folder: Path) -> None:

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
         *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
-        "decode_recipe",
+        *("decode_recipe", "packed_checkpoint", "block"),
         *(
             "guard",
             "bundle",

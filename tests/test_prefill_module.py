@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from qsun.checkpoint_files import Tensors
 from qsun.errors import ModelError
 from qsun.models import load_model
-from qsun.prefill_module import load_prefill, save_prefill
+from qsun.prefill_module import PrefillTensors, load_prefill, save_prefill
 from tests.builders import tiny_model
-from tests.reference import with_adapter
+from tests.reference import merged, with_adapter
 
 
 @pytest.fixture
@@ -77,3 +80,93 @@ def test_a_pickled_adapter_is_not_read(adapter: Path, tiny_folder: Path) -> None
     shutil.move(adapter / "adapter_model.safetensors", adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors cannot be read"):
         load_prefill(adapter, tiny_folder, "bfloat16")
+
+
+def test_an_adapter_is_merged_as_peft_merges_it(adapter: Path, tiny_folder: Path) -> None:
+    expected = merged(load_prefill(adapter, tiny_folder, "float32")).state_dict()
+    base = load_model(tiny_folder, "float32").state_dict()
+    with PrefillTensors(adapter, tiny_folder) as tensors:
+        names = tensors.names()
+        found = {name: tensors[name] for name in names}
+        assert all(name in tensors for name in names)
+        assert "lm_head.weight" not in tensors  # tied, and so not stored
+    assert {*names, "lm_head.weight"} == expected.keys()
+    changed = [name for name in names if not torch.equal(found[name].float(), base[name])]
+    assert changed == [name for name in names if name.endswith("_proj.weight")]
+    for name in names:
+        assert found[name].dtype == torch.bfloat16
+        assert torch.equal(found[name], expected[name].to(torch.bfloat16)), name
+
+
+def test_layers_that_an_adapter_leaves_out_are_the_base_models(
+    adapter: Path, tiny_folder: Path
+) -> None:
+    path = adapter / "adapter_model.safetensors"
+    kept = {name: one for name, one in load_file(path).items() if ".layers.0." in name}
+    save_file(kept, path)
+    with PrefillTensors(adapter, tiny_folder) as tensors, Tensors(tiny_folder) as base:
+        changed = [name for name in base.names() if not torch.equal(tensors[name], base[name])]
+    assert len(changed) == 7
+    assert all(name.startswith("model.layers.0.") for name in changed)
+
+
+def test_a_checkpoints_own_tensors_are_read(tiny_folder: Path, tmp_path: Path) -> None:
+    tiny_model(tmp_path / "full", seed=5)
+    for folder, source in ((tmp_path / "full", tmp_path / "full"), (None, tiny_folder)):
+        with PrefillTensors(folder, tiny_folder) as tensors, Tensors(source) as expected:
+            assert tensors.names() == expected.names()
+            assert all(torch.equal(tensors[name], expected[name]) for name in expected.names())
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "full")
+    weights = tmp_path / "full" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="has damaged weight files"):
+        PrefillTensors(tmp_path / "full", tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"use_dora": True}, "use_dora True"),
+        ({"use_rslora": True}, "use_rslora True"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern {'q_proj': 8}"),
+        ({"alpha_pattern": {"q_proj": 1}}, "alpha_pattern {'q_proj': 1}"),
+        ({"lora_bias": True}, "lora_bias True"),
+        ({"bias": "lora_only"}, "bias 'lora_only'"),
+        ({"modules_to_save": ["embed_tokens"]}, r"modules_to_save \['embed_tokens'\]"),
+        ({"layer_replication": [(0, 2), (1, 2)]}, r"layer_replication \[\[0, 2\], \[1, 2\]\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_adapter_beyond_plain_lora_is_not_merged(
+    tiny_folder: Path, tmp_path: Path, lora: dict[str, Any], said: str
+) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], **lora)
+    module = get_peft_model(load_model(tiny_folder, "float32"), config)
+    save_prefill(module, tmp_path / "beyond", torch.bfloat16, "org/base")
+    with pytest.raises(ModelError, match=f"uses .*{said}.*: qsun merges plain LoRA alone"):
+        PrefillTensors(tmp_path / "beyond", tiny_folder)
+
+
+def test_a_factor_without_its_other_one_is_refused(adapter: Path, tiny_folder: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights["base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"]
+    save_file(weights, path)
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.v_proj: lora_A is missing"):
+        PrefillTensors(adapter, tiny_folder)
+
+
+def test_a_rank_that_is_not_the_tensors_is_refused(adapter: Path, tiny_folder: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 16}))
+    with pytest.raises(ModelError, match=r"shape \[4, 128\], rank 16 in adapter_config.json"):
+        PrefillTensors(adapter, tiny_folder)
+
+
+def test_an_adapter_of_another_shape_is_not_merged(adapter: Path, tmp_path: Path) -> None:
+    tiny_model(tmp_path / "wide", hidden=192)
+    with pytest.raises(ModelError, match="fit no layer"):
+        PrefillTensors(adapter, tmp_path / "wide")

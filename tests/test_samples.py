@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import reasoning_gym
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
 
 from qsun.calibrate.definition import TextDefinition, load_definition
-from qsun.calibrate.samples import SampleSet, read_sources, tokenize_sources
+from qsun.calibrate.samples import Sample, SampleSet, read_sources, tokenize_sources
 from tests.builders import CHAT_TEMPLATE, problems, tiny_tokenizer, write_definition, write_jsonl
 
 SUMS = {
@@ -91,6 +93,120 @@ def test_without_a_chat_template_prompt_and_response_are_joined(tmp_path: Path) 
     [row] = problems(1, seed=0)
     assert texts(found) == [f"<|endoftext|>{row['prompt']}\n\n{row['response']}"]
     assert found.chat_template == "none: prompt, blank line, response"
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How many?"},
+    {"role": "assistant", "content": "One."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes."},
+]
+ASKED = "<|endoftext|><|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def cut(
+    folder: Path,
+    row: dict[str, Any],
+    template: str | None = CHAT_TEMPLATE,
+    max_tokens: int = 500,
+    **source: Any,
+) -> tuple[str, str, Sample]:
+    """A row's sample as the text before its response and the rest."""
+    write_jsonl(folder / "one.jsonl", [row])
+    source = {"name": "one", "kind": "jsonl", "path": "one.jsonl", **source}
+    limits = {"samples": 1, "min_tokens": 2, "max_tokens": max_tokens}
+    [sample] = samples(folder, source, chat_template=template, **limits).samples
+    decode = tiny_tokenizer().decode
+    assert sample.source == "one"
+    return (
+        str(decode(sample.tokens[: sample.prompt])),
+        str(decode(sample.tokens[sample.prompt :])),
+        sample,
+    )
+
+
+def test_a_chats_prompt_ends_where_the_answer_begins(tmp_path: Path) -> None:
+    row = {"q": "How many?", "a": "One."}
+    prompt, response, sample = cut(tmp_path, row, prompt="q", response="a")
+    assert (prompt, response) == (ASKED, "One.<|im_end|>\n")
+    assert sample.is_served
+
+
+def test_a_prompt_without_a_chat_template_ends_behind_the_blank_line(tmp_path: Path) -> None:
+    row = {"q": "How many?", "a": "One."}
+    prompt, response, sample = cut(tmp_path, row, None, prompt="q", response="a")
+    assert (prompt, response) == ("<|endoftext|>How many?\n\n", "One.")
+    assert sample.is_served
+
+
+def test_what_only_a_question_is_followed_by_is_not_of_the_prompt(tmp_path: Path) -> None:
+    thinking = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    assert thinking != CHAT_TEMPLATE
+    row = {"q": "How many?", "a": "One."}
+    prompt, response, _ = cut(tmp_path, row, thinking, prompt="q", response="a")
+    assert (prompt, response) == (ASKED, "One.<|im_end|>\n")
+
+
+def test_a_token_across_prompt_and_response_is_of_the_response(tmp_path: Path) -> None:
+    joining = Tokenizer(models.BPE())
+    alphabet = [*"How many?OneT.\n"]
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    joining.train_from_iterator(["?\n\nT"] * 9, trainer)
+    write_jsonl(tmp_path / "one.jsonl", [{"q": "How many?", "a": "Two."}])
+    source = {"name": "one", "kind": "jsonl", "path": "one.jsonl", "prompt": "q", "response": "a"}
+    definition = define(tmp_path, source, samples=1, min_tokens=2)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=joining)
+    [sample] = tokenize_sources(read_sources(definition, tmp_path), definition, tokenizer).samples
+    tokens = [str(joining.id_to_token(token)) for token in sample.tokens]
+    assert "".join(tokens[: sample.prompt]) == "How many"
+    assert tokens[sample.prompt] == "?\n\nT"
+
+
+def test_the_prompt_of_messages_is_all_before_the_last_answer(tmp_path: Path) -> None:
+    prompt, response, sample = cut(tmp_path, {"chat": CHAT}, messages="chat")
+    assert prompt.endswith("<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n")
+    assert "assistant\nOne.<|im_end|>" in prompt
+    assert response == "Yes.<|im_end|>\n"
+    assert sample.is_served
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"chat": CHAT[:2]}, {"messages": "chat"}),  # a question
+        ({"chat": CHAT[2:3]}, {"messages": "chat"}),  # an answer to nothing
+        ({"body": "Once upon a time"}, {"text": "body"}),
+        ({"q": "How many?"}, {"prompt": "q"}),
+    ],
+)
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
+def test_a_row_without_a_response_has_no_prompt(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, Any], template: str | None
+) -> None:
+    _, _, sample = cut(tmp_path, row, template, **columns)
+    assert sample.prompt == 0
+    assert not sample.is_served
+
+
+def test_a_sample_that_is_cut_keeps_its_prompts_length(tmp_path: Path) -> None:
+    row = {"q": "How many?", "a": "One and one and one."}
+    columns: dict[str, Any] = {"prompt": "q", "response": "a"}
+    _, _, whole = cut(tmp_path, row, **columns)
+    for length, served in (
+        (len(whole.tokens) - 1, True),
+        (whole.prompt + 1, True),
+        (whole.prompt, False),
+        (whole.prompt - 3, False),
+    ):
+        _, _, sample = cut(tmp_path, row, max_tokens=length, **columns)
+        assert sample.tokens == whole.tokens[:length]
+        assert (sample.prompt, sample.is_served) == (whole.prompt, served)
+
+
+@pytest.mark.parametrize(("prompt", "served"), [(0, False), (1, False), (2, True), (4, False)])
+def test_a_prompt_of_one_token_cannot_be_handed_off(prompt: int, served: bool) -> None:
+    assert Sample("one", [5, 6, 7, 8], prompt).is_served is served
 
 
 def test_shares_follow_the_weights(tmp_path: Path) -> None:

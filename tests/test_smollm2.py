@@ -122,12 +122,12 @@ def test_awq_loses_less_than_round_to_nearest(w4: Quantized) -> None:
     perplexity = w4.result["quantization"]["perplexity"]
     assert perplexity["full_precision"] < perplexity["quantized"] < perplexity["round_to_nearest"]
     layers = w4.result["quantization"]["layers"]
-    better = sum(layer["awq_error"] < layer["rtn_error"] for layer in layers)
+    better = sum(layer["error"] < layer["rtn_error"] for layer in layers)
     assert better > len(layers) / 2
     # o_proj has nothing to smooth it through: AWQ leaves it as round-to-nearest has it.
     for layer in layers:
         if layer["name"].endswith("o_proj"):
-            assert layer["awq_error"] == pytest.approx(layer["rtn_error"], rel=0.05)
+            assert layer["error"] == pytest.approx(layer["rtn_error"], rel=0.05)
     for smoothing in w4.result["quantization"]["smoothing"]:
         assert smoothing["after"] <= smoothing["before"]
 

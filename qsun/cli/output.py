@@ -59,7 +59,7 @@ def plan_text(prepared: Prepared) -> str:
             f"{prepared.calibration.max_tokens} tokens",
             f"estimated: checkpoint {size(expected.checkpoint_bytes)}, "
             f"disk {size(expected.disk_bytes)}, memory {size(expected.memory_bytes)}, "
-            f"AWQ search {duration(expected.search_s)}",
+            f"search {duration(expected.search_s)}",
         ]
     )
 
@@ -67,12 +67,12 @@ def plan_text(prepared: Prepared) -> str:
 def quantization_text(out: Path, question: str, result: dict[str, Any]) -> str:
     """What a finished run made: worst layers, size, perplexity, load check, cost."""
     quantization = result["quantization"]
-    worst = sorted(quantization["layers"], key=lambda layer: -layer["awq_error"])[:WORST_LAYERS]
+    worst = sorted(quantization["layers"], key=lambda layer: -layer["error"])[:WORST_LAYERS]
     rows = [
         [
             layer["name"],
             f"{100 * layer['rtn_error']:.2f} %",
-            f"{100 * layer['awq_error']:.2f} %",
+            f"{100 * layer['error']:.2f} %",
         ]
         for layer in worst
     ]
@@ -92,7 +92,7 @@ def quantization_text(out: Path, question: str, result: dict[str, Any]) -> str:
         *_load_check_facts(result["load_check"], question),
         [
             "cost",
-            f"{duration(cost['wall_s'])} in all, AWQ search {duration(cost['search_s'])} "
+            f"{duration(cost['wall_s'])} in all, search {duration(cost['search_s'])} "
             f"(estimated {duration(cost['search_s_estimated'])}), peak memory "
             f"{size(cost['peak_memory_bytes'])} "
             f"(estimated {size(cost['peak_memory_bytes_estimated'])})",
@@ -101,7 +101,7 @@ def quantization_text(out: Path, question: str, result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "Relative output error of the worst layers:",
-            table(["layer", "round-to-nearest", "AWQ"], rows),
+            table(["layer", "round-to-nearest", "quantized"], rows),
             f"... and {others} better ones (records/quantization.json has all)",
             "",
             *(f"{name + ':':18}{value}" for name, value in facts),
@@ -115,7 +115,7 @@ def _perplexity(values: dict[str, float]) -> str:
         [f"full precision {full:.3f}"]
         + [
             f"{label} {values[key]:.3f} ({100 * (values[key] / full - 1):+.1f} %)"
-            for label, key in (("AWQ", "quantized"), ("round-to-nearest", "round_to_nearest"))
+            for label, key in (("quantized", "quantized"), ("round-to-nearest", "round_to_nearest"))
         ]
     )
 

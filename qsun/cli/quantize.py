@@ -27,6 +27,12 @@ from qsun.config import load_config
     type=click.Choice(["compressed-tensors", "awq"]),
     help="Layout on disk; the same as --set quantize.format=...",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["qsun", "llmcompressor"]),
+    help="What searches for codes; the same as --set quantize.engine=...",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted search of engine qsun.")
 @click.option("--tensor-parallel", type=int, help="GPUs that one decode worker will span.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -35,6 +41,8 @@ def command(
     overrides: tuple[str, ...],
     dry_run: bool,
     layout: str | None,
+    engine: str | None,
+    resume: bool,
     tensor_parallel: int | None,
     as_json: bool,
 ) -> None:
@@ -44,6 +52,7 @@ def command(
     serving environment, 9 load check failed, 130 interrupted.
     """
     flags = [f"quantize.format={layout}"] if layout else []
+    flags += [f"quantize.engine={engine}"] if engine else []
     flags += [f"quantize.tensor_parallel={tensor_parallel}"] if tensor_parallel is not None else []
     run = load_config(config, [*overrides, *flags])
 
@@ -58,6 +67,6 @@ def command(
         click.echo(json.dumps(plan, indent=1) if as_json else plan_text(prepared))
         return
     click.echo(plan_text(prepared), err=True)
-    result = run_quantize(prepared)
+    result = run_quantize(prepared, resume)
     text = quantization_text(prepared.out, run.load_check.question, result)
     click.echo(json.dumps(result, indent=1) if as_json else text)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsun.errors import ConfigError, FloorError, bullet_list
-from qsun.evaluate.systems import SYSTEMS, nearest
+from qsun.errors import ConfigError, FloorError, bullet_list, nearest
+from qsun.evaluate.systems import SYSTEMS
 from qsun.settings import load_settings
 
 

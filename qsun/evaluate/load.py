@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from qsun.bundle import Bundle, read_bundle
 from qsun.checkpoint_files import read_config_file
 from qsun.decode_checkpoint import load_decode
-from qsun.errors import ConfigError
+from qsun.errors import ConfigError, nearest
 from qsun.evaluate.pair import Pair
-from qsun.evaluate.systems import System, nearest
+from qsun.evaluate.systems import System
 from qsun.handoff import Boundary
 from qsun.models import load_tokenizer, serving_dtype
 from qsun.prefill_module import ADAPTER_CONFIG, load_prefill

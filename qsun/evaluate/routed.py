@@ -19,10 +19,9 @@ from lm_eval.models.utils import (
 )
 
 from qsun.bundle import read_bundle
-from qsun.errors import ConfigError, DataError, ServingEnvironmentError
+from qsun.errors import ConfigError, DataError, ServingEnvironmentError, nearest
 from qsun.evaluate.lm import SAMPLING_OPTIONS, Generated
 from qsun.evaluate.router_address import RouterAddress, require_router
-from qsun.evaluate.systems import nearest
 from qsun.models import load_tokenizer
 from qsun.progress import track
 

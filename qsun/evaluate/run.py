@@ -10,10 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qsun.errors import ConfigError, DataError, QsunError, bullet_list
+from qsun.errors import ConfigError, DataError, QsunError, bullet_list, nearest
 from qsun.evaluate.lm import Generated
 from qsun.evaluate.samples import Sample, Samples
-from qsun.evaluate.systems import nearest
 from qsun.evaluate.test_sets import ACCURACY, INVALID, TestSet
 
 SEED = 1234  # lm-eval's own, of few-shot examples

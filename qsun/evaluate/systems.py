@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsun.errors import ConfigError, bullet_list
+from qsun.errors import ConfigError, bullet_list, nearest
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,3 @@ def _needs(name: str) -> str:
     prefill, decode = SYSTEMS[name]
     needed = " and ".join(dict.fromkeys(one for one in (prefill, decode) if one != "base"))
     return f"{name} needs {needed}"
-
-
-def nearest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    """The likeliest meaning of an unknown name, or all that are known."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -12,8 +12,8 @@ from qsun.checkpoint_files import read_config_file
 from qsun.config import RunConfig
 from qsun.decode_checkpoint import scheme_of
 from qsun.decode_recipe import Likeness
-from qsun.errors import ConfigError, ModelError, bullet_list
-from qsun.evaluate.systems import Modules, nearest
+from qsun.errors import ConfigError, ModelError, bullet_list, nearest
+from qsun.evaluate.systems import Modules
 from qsun.jobs.evaluation_request import Request
 from qsun.jobs.plan_model import planned_model
 from qsun.jobs.prepare_export import (

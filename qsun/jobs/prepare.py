@@ -13,8 +13,10 @@ from qsun.config import QuantizeConfig, RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
 from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
 from qsun.files import free_bytes, refuse_used_folder, size
+from qsun.jobs.prepare_search import check_search
 from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
+from qsun.quantize.estimate_blocks import estimate_blocks
 from qsun.quantize.plan import Plan, check_architecture, make_plan
 from qsun.skeleton import Skeleton, skeleton
 
@@ -35,6 +37,7 @@ class Prepared:
     estimate: Estimate
     calibration: TextDefinition
     heldout: TextDefinition
+    prefill: dict[str, Path]
     out: Path
 
 
@@ -56,15 +59,8 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     texts = {settings.calibration: calibration, settings.heldout: heldout}
     _check_lengths(texts, model_config["max_position_embeddings"])
     plan = make_plan(model_config, shape.linears, settings)
-    expected = estimate(
-        plan,
-        model_config,
-        shape,
-        calibration.samples,
-        calibration.max_tokens,
-        settings.grid_points,
-        converts=source.gguf is not None,
-    )
+    prefill = check_search(settings, calibration, model_config, shape, relative_to)
+    expected = _estimate(settings, plan, model_config, shape, calibration, source)
     return Prepared(
         run,
         settings,
@@ -76,8 +72,23 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
         expected,
         calibration,
         heldout,
+        prefill,
         out,
     )
+
+
+def _estimate(
+    settings: QuantizeConfig,
+    plan: Plan,
+    model_config: Mapping[str, Any],
+    shape: Skeleton,
+    calibration: TextDefinition,
+    source: ModelSource,
+) -> Estimate:
+    texts, converts = (calibration.samples, calibration.max_tokens), source.gguf is not None
+    if settings.engine == "qsun":
+        return estimate_blocks(plan, model_config, shape, *texts, settings.search, converts)
+    return estimate(plan, model_config, shape, *texts, settings.grid_points, converts)
 
 
 def _model_config(

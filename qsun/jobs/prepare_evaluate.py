@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qsun.environments import find_serving_environment
-from qsun.errors import ConfigError, OutputError, ServingEnvironmentError, bullet_list
+from qsun.errors import ConfigError, OutputError, ServingEnvironmentError, bullet_list, nearest
 from qsun.evaluate.floors import Floor, load_floors, require_measured
 from qsun.evaluate.router_address import require_router
-from qsun.evaluate.systems import Shared, System, choose_systems, nearest, systems_of
+from qsun.evaluate.systems import Shared, System, choose_systems, systems_of
 from qsun.evaluate.test_sets import TestSet
 from qsun.files import existing_parent
 from qsun.jobs.evaluation_request import Request, router_address

@@ -13,14 +13,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsun.calibrate.samples import SampleSet, SourceRows, read_sources, tokenize_sources
 from qsun.environments import ServingEnvironment
-from qsun.errors import LoadCheckError
+from qsun.errors import ConfigError, Interrupted, LoadCheckError
 from qsun.files import digest_folder, publish_folder
+from qsun.jobs.evaluation_state import digest_of
 from qsun.jobs.prepare import Prepared, check_ready
 from qsun.models import (
     checkpoint_folder,
@@ -34,15 +35,23 @@ from qsun.progress import announce
 from qsun.quantize.estimate import Estimate
 from qsun.records import new_record
 
+if TYPE_CHECKING:
+    from qsun.jobs.search_state import SearchState
+    from qsun.quantize.outcome import Quantization
 
-def run_quantize(prepared: Prepared) -> dict[str, Any]:
+
+def run_quantize(prepared: Prepared, resume: bool = False) -> dict[str, Any]:
     """Do it all and publish `prepared.out`; returns the result of the quantization record.
+
+    Engine qsun keeps what is finished beside `prepared.out`, and can `resume` there.
 
     Raises:
         QsunError: nothing was published.
         LoadCheckError: the module is kept beside the output, under a name that says so.
     """
     started = time.monotonic()
+    if resume and prepared.settings.engine != "qsun":
+        raise ConfigError("--resume: engine llmcompressor keeps nothing to go on from")
     serving = check_ready(prepared)
     announce("reading calibration and held-out text")
     sources = read_sources(prepared.calibration, _folder(prepared, "calibration"))
@@ -51,55 +60,114 @@ def run_quantize(prepared: Prepared) -> dict[str, Any]:
         announce("opening the base model")
         dtype = serving_dtype(prepared.model_config)
         base = checkpoint_folder(prepared.source, prepared.shape, base_scratch, dtype)
-        try:
-            result = _quantize_and_check(prepared, base, scratch, sources, heldout_sources, serving)
-        except LoadCheckError as error:
-            kept = _keep_rejected(scratch, prepared.out)
-            raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
-        result["base"] = {
-            "model": prepared.run.base.model,
-            "revision": prepared.run.base.revision,
-            "sha256": fingerprint(prepared.source, base),
-        }
-        result["cost"] = _cost(time.monotonic() - started, result, prepared.estimate)
-        result["files"] = digest_folder(scratch)
-        record = new_record("quantization", prepared.run, prepared.run.seed, result)
-        if serving is not None:
-            record.versions.update({f"serving/{k}": v for k, v in serving.versions.items()})
-        record.write(scratch / "records" / "quantization.json")
+        texts = _tokenize(prepared, base, sources, heldout_sources)
+        state = _open_state(prepared, base, texts.calibration, resume)
+        with _resumable(state):
+            result = _quantize_and_check(prepared, base, scratch, texts, state, serving)
+            result["base"] = {
+                "model": prepared.run.base.model,
+                "revision": prepared.run.base.revision,
+                "sha256": fingerprint(prepared.source, base),
+            }
+            result["prefill"] = {task: digest_of(one) for task, one in prepared.prefill.items()}
+            result["cost"] = _cost(time.monotonic() - started, result, prepared.estimate)
+            result["files"] = digest_folder(scratch)
+            record = new_record("quantization", prepared.run, prepared.run.seed, result)
+            if serving is not None:
+                record.versions.update({f"serving/{k}": v for k, v in serving.versions.items()})
+            record.write(scratch / "records" / "quantization.json")
+    if state is not None:
+        state.close()
     return result
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Calibration and held-out text, tokenized."""
+
+    calibration: SampleSet
+    heldout: SampleSet
+
+
+def _tokenize(
+    prepared: Prepared, base: Path, sources: list[SourceRows], heldout_sources: list[SourceRows]
+) -> Texts:
+    tokenizer = load_tokenizer(base)
+    return Texts(
+        tokenize_sources(sources, prepared.calibration, tokenizer),
+        tokenize_sources(heldout_sources, prepared.heldout, tokenizer),
+    )
+
+
+def _open_state(
+    prepared: Prepared, base: Path, calibration: SampleSet, resume: bool
+) -> SearchState | None:
+    """Where engine qsun keeps what is finished; None for an engine that keeps nothing."""
+    if prepared.settings.engine != "qsun":
+        return None
+    from qsun.jobs.quantize_blocks import open_state
+
+    return open_state(prepared, base, calibration, resume)
+
+
+@contextmanager
+def _resumable(state: SearchState | None) -> Iterator[None]:
+    """Tell who interrupts a search that something of it is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if state is None or not state.is_started:
+            raise
+        raise Interrupted(
+            f"interrupted; nothing was published. What is finished waits in {state.folder}: "
+            "the same command with --resume goes on from it."
+        ) from error
 
 
 def _quantize_and_check(
     prepared: Prepared,
     base: Path,
     out: Path,
-    sources: list[SourceRows],
-    heldout_sources: list[SourceRows],
+    texts: Texts,
+    state: SearchState | None,
     serving: ServingEnvironment | None,
 ) -> dict[str, Any]:
-    from qsun.quantize.run import quantize
-
     _seed(prepared.run.seed)
-    tokenizer = load_tokenizer(base)
-    calibration = tokenize_sources(sources, prepared.calibration, tokenizer)
-    heldout = tokenize_sources(heldout_sources, prepared.heldout, tokenizer)
-    outcome = quantize(
-        base,
-        prepared.model_config,
-        prepared.plan,
-        calibration.tokens,
-        heldout.tokens,
-        prepared.settings.grid_points,
-        out,
-    )
+    calibration, heldout = texts.calibration, texts.heldout
+    outcome = _quantize(prepared, base, out, texts, state)
+    try:
+        load_check = _load_check(prepared, base, out, heldout, serving)
+    except LoadCheckError as error:
+        kept = _keep_rejected(out, prepared.out)
+        raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
     return {
         "plan": asdict(replace(prepared.plan, layers=())) | {"layers": len(prepared.plan.layers)},
         "calibration": calibration.summary(),
         "heldout": heldout.summary(),
         "quantization": outcome.summary(),
-        "load_check": _load_check(prepared, base, out, heldout, serving),
+        "load_check": load_check,
     }
+
+
+def _quantize(
+    prepared: Prepared, base: Path, out: Path, texts: Texts, state: SearchState | None
+) -> Quantization:
+    if state is not None:
+        from qsun.jobs.quantize_blocks import quantize_by_blocks
+
+        heldout = texts.heldout.tokens
+        return quantize_by_blocks(prepared, base, texts.calibration, heldout, state, out)
+    from qsun.quantize.run import quantize
+
+    return quantize(
+        base,
+        prepared.model_config,
+        prepared.plan,
+        texts.calibration.tokens,
+        texts.heldout.tokens,
+        prepared.settings.grid_points,
+        out,
+    )
 
 
 def _load_check(

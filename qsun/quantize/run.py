@@ -1,11 +1,11 @@
-"""One quantization: measure the base model, smooth, round, write, and say what it cost."""
+"""Engine llmcompressor: measure the base model, smooth, round, write, and say what it cost."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from qsun.checkpoint_files import Tensors
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
 from qsun.models import load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.progress import announce, track
-from qsun.quantize.awq import Smoothed, SmoothingGain, apply_awq, weight_arguments
+from qsun.quantize.awq import Smoothed, apply_awq, weight_arguments
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.layer_error import output_error, sample_inputs
+from qsun.quantize.outcome import LayerResult, Quantization, tensor_bytes
 from qsun.quantize.perplexity import perplexity
 from qsun.quantize.plan import Plan
 from qsun.quantize.write import check_written, write_checkpoint
@@ -25,44 +26,6 @@ from qsun.rounding import round_to_nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """One quantized layer: relative output errors and the digest of its codes, zeros, scales.
-
-    `rtn_error` is round-to-nearest without smoothing, `awq_error` is what was written.
-    """
-
-    name: str
-    bits: int
-    group_size: int
-    rtn_error: float
-    awq_error: float
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The outcome of a run; perplexities are over the held-out text."""
-
-    layers: list[LayerResult]
-    smoothing: list[SmoothingGain]
-    perplexity: dict[str, float]
-    layer_bytes: int
-    layer_bytes_full_precision: int
-    checkpoint_bytes: int
-    base_bytes: int
-    search_s: float
-
-    @property
-    def size_ratio(self) -> float:
-        """Bytes of the quantized layers over the bytes they took at 16 bits."""
-        return self.layer_bytes / self.layer_bytes_full_precision
-
-    def summary(self) -> dict[str, Any]:
-        """The outcome as plain values, for a record."""
-        return asdict(self) | {"size_ratio": self.size_ratio}
 
 
 def quantize(
@@ -106,12 +69,12 @@ def quantize(
         quantized = perplexity(written, heldout, "perplexity, quantized")
     return Quantization(
         layers=layers,
-        smoothing=smoothed.gains,
+        smoothing=[asdict(gain) for gain in smoothed.gains],
         perplexity={"full_precision": full, "round_to_nearest": rounded, "quantized": quantized},
         layer_bytes=layer_bytes,
         layer_bytes_full_precision=plan.weight_count * 2,
-        checkpoint_bytes=_tensor_bytes(out),
-        base_bytes=_tensor_bytes(base),
+        checkpoint_bytes=tensor_bytes(out),
+        base_bytes=tensor_bytes(base),
         search_s=search_s,
     )
 
@@ -164,12 +127,8 @@ def _layer_results(
                 bits=plan.bits,
                 group_size=plan.group_size,
                 rtn_error=rtn_errors[layer.name],
-                awq_error=output_error(inputs[layer.name], original, stand_in),
+                error=output_error(inputs[layer.name], original, stand_in),
                 sha256=written.digest(),
             )
         )
     return results
-
-
-def _tensor_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

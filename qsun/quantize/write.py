@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import bullet_list
+from qsun.files import disk_full_is_an_os_error
 from qsun.gemm_checkpoint import write_gemm
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.plan import Plan
@@ -24,7 +23,7 @@ def write_checkpoint(
 ) -> None:
     """Write the model that `apply_awq` prepared; the model is of no further use afterwards."""
     model.config._name_or_path = ""
-    with _disk_full_is_an_os_error(), hushed():
+    with disk_full_is_an_os_error(), hushed():
         if plan.format == "awq":
             _write_gemm(model, plan, folder)
         else:
@@ -73,14 +72,3 @@ def check_written(checkpoint_layers: Iterator[QuantizedLayer], digests: Mapping[
     wrong += [name for name in found if name not in digests]
     if wrong:
         raise RuntimeError(f"written layers differ from those quantized:\n{bullet_list(wrong)}")
-
-
-@contextmanager
-def _disk_full_is_an_os_error() -> Iterator[None]:
-    """Both safetensors and tokenizers report a full disk as errors of their own, by text alone."""
-    try:
-        yield
-    except Exception as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, "no space left on device") from error
-        raise

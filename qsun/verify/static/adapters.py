@@ -13,26 +13,18 @@ from qsun.prefill_module import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     LORA_NAME,
+    PLAIN_STARTS,
+    UNDERSTOOD,
     adapter_config,
     adapter_misfits,
+    other_ranks,
 )
 from qsun.verify.static.headers import TensorHeader, read_header
 from qsun.verify.steps import enumerated
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What an adapter's config may say without changing what vLLM computes, or as vLLM knows it.
-UNDERSTOOD = frozenset(
-    {
-        *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora"),
-        *("peft_type", "peft_version", "task_type", "inference_mode", "auto_mapping"),
-        *("base_model_name_or_path", "revision", "layers_to_transform", "layers_pattern"),
-        *("megatron_core", "qalora_group_size", "init_lora_weights", "eva_config"),
-        *("ensure_weight_tying", "bias"),
-    }
-)
-# Starts of training that leave the base model as it is; others hide a change of it.
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga", "true", "false")
+UNDERSTOOD_BY_VLLM = UNDERSTOOD | {"use_rslora"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def compare_adapter(adapter: Adapter, base: Shapes, promised_rank: Any) -> str:
     if not problems:
         problems = [f"{misfit}: fits no layer" for misfit in adapter_misfits(adapter.shapes, base)]
     if not problems:
-        problems = _other_ranks(adapter.shapes, rank) + _missing(adapter, base)
+        problems = other_ranks(adapter.shapes, rank) + _missing(adapter, base)
     if problems:
         raise IncompatibleError(enumerated(problems))
     return f"rank {rank}, {len(adapter.shapes) // 2} layers, all of the base model"
@@ -88,7 +80,7 @@ def _left_out_by_vllm(config: Mapping[str, Any]) -> list[str]:
     problems = [
         f"{key} is {value!r}: vLLM would not compute what was trained"
         for key, value in config.items()
-        if key not in UNDERSTOOD and value and value != "none"
+        if key not in UNDERSTOOD_BY_VLLM and value and value != "none"
     ]
     start = str(config.get("init_lora_weights", True)).lower()
     if start not in PLAIN_STARTS:
@@ -96,14 +88,6 @@ def _left_out_by_vllm(config: Mapping[str, Any]) -> list[str]:
     if config.get("bias", "none") != "none":
         problems.append(f"bias is {config['bias']}: vLLM leaves an adapter's biases out")
     return problems
-
-
-def _other_ranks(shapes: Shapes, rank: Any) -> list[str]:
-    return [
-        f"{name}: shape {list(shape)}, rank {rank} in {ADAPTER_CONFIG}"
-        for name, shape in shapes.items()
-        if shape[0 if ".lora_A." in name else 1] != rank
-    ]
 
 
 def _missing(adapter: Adapter, base: Shapes) -> list[str]:

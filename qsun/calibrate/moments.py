@@ -1,0 +1,68 @@
+"""Moments: all that quantizing a linear layer needs to know of its inputs, summed over positions.
+
+With the inputs X `[rows, in]`, G = X^T X is enough to know the error of any stand-in V for a
+weight W: ||X (V - W)^T||^2 = tr((V - W) G (V - W)^T). No sample is run again to try another V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Moments:
+    """Sums over the rows that were added, float32.
+
+    `gram` `[in, in]` is the sum of x^T x; `cross` `[in, in]`, where inputs were given as the
+    full-precision decode module reads them, e, too, the sum of e^T x; `absolute` `[in]` that of
+    |x|.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor | None
+    absolute: torch.Tensor
+    rows: int
+
+    @classmethod
+    def of(cls, inputs: int, device: torch.device, crossed: bool) -> Moments:
+        """Moments of nothing yet."""
+        square = torch.zeros(inputs, inputs, device=device)
+        cross = torch.zeros_like(square) if crossed else None
+        return cls(square, cross, torch.zeros(inputs, device=device), 0)
+
+    def add(self, inputs: torch.Tensor, exact: torch.Tensor | None = None) -> None:
+        """Add rows `[rows, in]`, and the same rows as full precision has them."""
+        _add_product(self.gram, inputs, inputs)
+        if self.cross is not None:
+            assert exact is not None
+            _add_product(self.cross, exact, inputs)
+        self.absolute += inputs.abs().sum(dim=0, dtype=torch.float32)
+        self.rows += len(inputs)
+
+    def join(self, other: Moments) -> None:
+        """Add what was summed elsewhere, over other rows."""
+        self.gram += other.gram.to(self.gram.device)
+        if self.cross is not None and other.cross is not None:
+            self.cross += other.cross.to(self.gram.device)
+        self.absolute += other.absolute.to(self.gram.device)
+        self.rows += other.rows
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left^T right. Products of bfloat16 are exact in float32, in which they are summed."""
+    if left.dtype == torch.bfloat16 and left.is_cuda:
+        total += torch.mm(left.t(), right, out_dtype=torch.float32)
+        return
+    if left.dtype != torch.bfloat16:
+        total.addmm_(left.float().t(), right.float())
+        return
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"  # what the values are anyway
+    try:
+        total.addmm_(left.float().t(), right.float())
+    finally:
+        products.fp32_precision = before

@@ -1,0 +1,85 @@
+"""Pieces: calibration samples as micro-batches, with the positions that the decode module computes.
+
+A sample with a response is cut as it is served, at boundary n-1: the prefill module writes the
+prompt's cache without its last token, the decode module reads that token and then the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+import torch
+
+from qsun.calibrate.samples import Sample
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one source, padded on the right.
+
+    `prompts` int64 `[rows, positions]` is what the prefill module reads, None where the decode
+    module reads all by itself; `written` int64 `[rows]` are their lengths. `read` int64 `[rows,
+    positions]` is what the decode module reads after them; where `counted` (bool, alike) is set,
+    it does so in service.
+    """
+
+    source: str
+    prompts: torch.Tensor | None
+    written: torch.Tensor
+    read: torch.Tensor
+    counted: torch.Tensor
+
+    @property
+    def counted_positions(self) -> int:
+        """How many positions' inputs count."""
+        return int(self.counted.sum())
+
+
+def cut_as_served(samples: Sequence[Sample], tokens: int) -> list[Piece]:
+    """Pieces of at most about `tokens` tokens, prompts apart from what the decode module reads.
+
+    Every sample has a prompt of at least 2 tokens and a response.
+    """
+    return [
+        Piece(source, *_padded([one.tokens[: one.prompt - 1] for one in rows]), *_read(rows))
+        for source, rows in _grouped(samples, tokens)
+    ]
+
+
+def whole_texts(samples: Sequence[Sample], tokens: int) -> list[Piece]:
+    """Pieces that the decode module reads by itself from the beginning; every position counts."""
+    pieces = []
+    for source, rows in _grouped(samples, tokens):
+        read, lengths = _padded([one.tokens for one in rows])
+        counted = torch.arange(read.shape[1]) < lengths[:, None]
+        pieces.append(Piece(source, None, torch.zeros_like(lengths), read, counted))
+    return pieces
+
+
+def _read(rows: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    read, lengths = _padded([one.tokens[one.prompt - 1 : -1] for one in rows])
+    return read, torch.arange(read.shape[1]) < lengths[:, None]
+
+
+def _grouped(samples: Sequence[Sample], tokens: int) -> Iterator[tuple[str, list[Sample]]]:
+    """Samples of one source and like length, together."""
+    by_source = sorted(samples, key=lambda one: (one.source, len(one.tokens)))
+    for source, found in groupby(by_source, key=attrgetter("source")):
+        rows: list[Sample] = []
+        for sample in found:
+            if rows and (len(rows) + 1) * len(sample.tokens) > tokens:
+                yield source, rows
+                rows = []
+            rows.append(sample)
+        yield source, rows
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for row, target in zip(rows, tokens, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    return tokens, lengths

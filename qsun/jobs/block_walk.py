@@ -1,0 +1,99 @@
+"""The walk: base model and prefill modules opened together, and quantized block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.nn.functional import embedding
+
+from qsun.block import LAYERS, Block, Stage
+from qsun.calibrate.moments import Moments
+from qsun.calibrate.pieces import Piece, cut_as_served, whole_texts
+from qsun.calibrate.samples import Sample
+from qsun.calibrate.streams import Embedding, Streams
+from qsun.checkpoint_files import Tensors
+from qsun.config import SearchConfig
+from qsun.jobs.prepare import Prepared
+from qsun.models import serving_dtype
+from qsun.prefill_module import PrefillTensors
+from qsun.quantize.block_search import BlockFound, BlockSearch
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class BlockWalk:
+    """The modules, opened and walked together; a context, for their files."""
+
+    def __init__(self, prepared: Prepared, base: Path, samples: Sequence[Sample]) -> None:
+        self._stack = ExitStack()
+        self._config, self._search = prepared.model_config, prepared.settings.search
+        self._dtype = getattr(torch, serving_dtype(self._config))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._base = self._stack.enter_context(Tensors(base))
+        pieces = pieces_of(samples, self._search)
+        self._prefill = {
+            source: self._stack.enter_context(PrefillTensors(prepared.prefill.get(source), base))
+            for source in sorted({piece.source for piece in pieces if piece.prompts is not None})
+        }
+        prompts = {source: self._embedding(found) for source, found in self._prefill.items()}
+        own = self._embedding(self._base)
+        self.streams = Streams(pieces, own, prompts, self._search.sequential)
+        self._exact, self._quantized, self._writer = (self._block() for _ in range(3))
+        plan, points = prepared.plan, prepared.settings.grid_points
+        self._block_search = BlockSearch(plan, self._search, points, self._dtype)
+
+    def __enter__(self) -> BlockWalk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _block(self) -> Block:
+        return Block(self._config, self._dtype, self._device)
+
+    def _embedding(self, tensors: Tensors | PrefillTensors) -> Embedding:
+        weight = tensors[EMBEDDING].to(self._dtype)
+        return lambda tokens: embedding(tokens, weight)
+
+    @torch.no_grad()
+    def quantize(self, index: int) -> BlockFound:
+        """Quantize block `index`, before which the streams stand."""
+        self._load(index)
+        return self._block_search.run(index, self._quantized, self._moments, self.streams.restart)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Go on behind the block that was quantized last."""
+        self.streams.advance(self._exact, self._quantized)
+
+    def _moments(self, stage: Stage) -> Moments:
+        return self.streams.moments(stage, self._exact, self._quantized)
+
+    def _load(self, index: int) -> None:
+        for source, tensors in self._prefill.items():
+            self._writer.load(index, block_weights(tensors, index))
+            self.streams.write_prompts(source, self._writer)
+        weights = block_weights(self._base, index)
+        self._exact.load(index, weights)
+        # Of its own: a file's tensors are views of one mapping, and these will be written to.
+        self._quantized.load(index, {name: one.clone() for name, one in weights.items()})
+
+
+def pieces_of(samples: Sequence[Sample], search: SearchConfig) -> list[Piece]:
+    """The samples as the decode module reads them; those without a response are left out."""
+    if search.positions == "all":
+        return whole_texts(samples, search.batch_tokens)
+    return cut_as_served([one for one in samples if one.is_served], search.batch_tokens)
+
+
+def block_weights(tensors: Tensors | PrefillTensors, index: int) -> dict[str, torch.Tensor]:
+    """A block's tensors, named as within it."""
+    prefix = f"{LAYERS}.{index}."
+    return {
+        name.removeprefix(prefix): tensors[name]
+        for name in tensors.names()
+        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
+    }

@@ -1,0 +1,212 @@
+"""The state of a search: finished blocks and the streams behind them, kept beside the output.
+
+A block is kept before the streams go on, and the streams now and then: an interrupted search goes
+on from the last streams kept, and finds the same codes again for blocks after them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from qsun.decode_checkpoint import QuantizedLayer
+from qsun.errors import ConfigError, OutputError, bullet_list
+from qsun.files import disk_full_is_an_os_error, write_json
+
+IDENTITY = "run.json"
+BLOCKS, STREAMS = "block-*.safetensors", "streams-*.safetensors"
+PARTS = ("codes", "zeros", "scales")
+
+
+@dataclass(frozen=True)
+class KeptBlock:
+    """A finished block: its layers, and by full name what smoothing made of its other tensors."""
+
+    layers: list[QuantizedLayer]
+    others: dict[str, torch.Tensor]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class KeptStreams:
+    """What stood before block `block`."""
+
+    block: int
+    tensors: dict[str, torch.Tensor]
+
+
+class SearchState:
+    """The folder `OUT.quantization`, there as soon as a block is finished.
+
+    Streams are kept when the last time is `every_s` ago.
+
+    Raises:
+        OutputError: an interrupted search lies there and none is to go on, or the other way round;
+            or one that is damaged.
+        ConfigError: it was started from other inputs or settings; names them.
+    """
+
+    def __init__(
+        self, out: Path, identity: Mapping[str, Any], resume: bool, every_s: float
+    ) -> None:
+        self.folder = out.with_name(f"{out.name}.quantization")
+        self._identity, self._every_s = json.loads(json.dumps(identity)), every_s
+        self._kept_at = time.monotonic()
+        if resume != self.is_started:
+            raise OutputError(
+                f"--resume: there is no interrupted search in {self.folder}"
+                if resume
+                else f"an interrupted search lies in {self.folder}.\n"
+                "Go on with it by --resume, or remove it yourself."
+            )
+        if resume:
+            self._refuse_another()
+            self._refuse_damage()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.folder / IDENTITY).exists()
+
+    def _refuse_another(self) -> None:
+        try:
+            before = _leaves(json.loads((self.folder / IDENTITY).read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise self._damaged([f"{IDENTITY}: {error}"]) from error
+        now = _leaves(self._identity)
+        changed = [
+            f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume: the search in {self.folder} was started differently:\n"
+                f"{bullet_list(changed)}\nRestore these, or remove the folder and start anew."
+            )
+
+    def _refuse_damage(self) -> None:
+        """Look at the headers of all that is needed: a file cut short has one that is too long."""
+        last = self._last_streams()
+        needed = [] if last is None else [*map(self._block, range(_number(last))), last]
+        wrong = []
+        for path in needed:
+            try:
+                with safe_open(path, framework="pt") as opened:
+                    opened.metadata()
+            except (SafetensorError, OSError) as error:
+                wrong.append(f"{path.name}: {error}")
+        if wrong:
+            raise self._damaged(wrong)
+
+    def _damaged(self, wrong: list[str]) -> OutputError:
+        return OutputError(
+            f"--resume: the search in {self.folder} is damaged:\n{bullet_list(wrong)}\n"
+            "Remove the folder and start anew."
+        )
+
+    def keep_block(self, index: int, kept: KeptBlock) -> None:
+        """Keep a finished block."""
+        if not self.is_started:
+            self._start()
+        tensors = {
+            f"{layer.name}:{part}": getattr(layer, part) for layer in kept.layers for part in PARTS
+        }
+        tensors |= {f"{name}:other": tensor for name, tensor in kept.others.items()}
+        names = [layer.name for layer in kept.layers]
+        report = json.dumps({"layers": names, "report": kept.report})
+        _publish(tensors, self._block(index), {"report": report})
+
+    def _start(self) -> None:
+        """Make the folder; what an unfinished `close` has left there is of another search."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in (*self.folder.glob(BLOCKS), *self.folder.glob(STREAMS)):
+                path.unlink()
+            write_json(self.folder / IDENTITY, self._identity)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.folder}: {error.strerror}") from error
+
+    def block(self, index: int) -> KeptBlock:
+        """A finished block."""
+        path = self._block(index)
+        with safe_open(path, framework="pt") as opened:
+            told = json.loads(opened.metadata()["report"])
+        tensors = load_file(path)
+        layers = [
+            QuantizedLayer(name, *(tensors[f"{name}:{part}"] for part in PARTS))
+            for name in told["layers"]
+        ]
+        others = {
+            name.removesuffix(":other"): tensor
+            for name, tensor in tensors.items()
+            if name.endswith(":other")
+        }
+        return KeptBlock(layers, others, told["report"])
+
+    def blocks(self, count: int) -> Iterator[KeptBlock]:
+        """Every finished block, one in memory at a time."""
+        for index in range(count):
+            yield self.block(index)
+
+    def keep_streams(self, index: int, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Keep what stands before block `index`, if it has been a while."""
+        if time.monotonic() - self._kept_at < self._every_s:
+            return
+        _publish(dict(tensors()), self._streams(index), {})
+        for path in self.folder.glob(STREAMS):
+            if path != self._streams(index):
+                path.unlink()
+        self._kept_at = time.monotonic()
+
+    def streams(self) -> KeptStreams | None:
+        """The last streams kept; None where none are."""
+        last = self._last_streams()
+        return None if last is None else KeptStreams(_number(last), load_file(last))
+
+    def close(self) -> None:
+        """Remove it: the result is written. From here on there is nothing to go on from."""
+        (self.folder / IDENTITY).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _last_streams(self) -> Path | None:
+        return max(self.folder.glob(STREAMS), default=None)
+
+    def _block(self, index: int) -> Path:
+        return self.folder / BLOCKS.replace("*", f"{index:05d}")
+
+    def _streams(self, index: int) -> Path:
+        return self.folder / STREAMS.replace("*", f"{index:05d}")
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _leaves(value: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        found |= (
+            _leaves(one, f"{within}{name}.") if isinstance(one, dict) else {f"{within}{name}": one}
+        )
+    return found
+
+
+def _publish(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        with disk_full_is_an_os_error():
+            save_file({name: one.contiguous() for name, one in tensors.items()}, scratch, metadata)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""Error compensation: weights are rounded one input at a time, and the rest makes up for it.
+
+Source: GPTQ, arXiv 2210.17323, on the Gram matrix of the inputs. Inputs of the largest moments come
+first ("activation order"); groups keep their place, so the layer is stored as any other.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from qsun.quantize.code_grid import CodeGrid
+
+AT_ONCE = 32  # inputs whose corrections are held back and then made in one product
+
+
+def compensated(
+    weight: torch.Tensor, gram: torch.Tensor, inverse: torch.Tensor, grid: CodeGrid
+) -> torch.Tensor:
+    """Code minus zero of every weight, float32 `[in, out]`; `weight` is of the same shape.
+
+    `inverse` is that of the damped Gram matrix.
+    """
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    left = weight[order]
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
+    diagonal = upper.diagonal().tolist()
+    rounding = grid.by_group()
+    rounding = [rounding[group] for group in (order // grid.group_size).tolist()]
+    steps = torch.empty_like(left)
+    rows, found_rows = left.unbind(0), steps.unbind(0)
+    for start in range(0, len(order), AT_ONCE):
+        end = min(start + AT_ONCE, len(order))
+        errors = torch.empty_like(left[start:end])
+        for at, error in enumerate(errors.unbind(0), start):
+            rounding[at].into(rows[at], found_rows[at])
+            torch.addcmul(rows[at], found_rows[at], rounding[at].scale, value=-1, out=error)
+            error.div_(diagonal[at])
+            left[at + 1 : end].addr_(upper[at, at + 1 : end], error, alpha=-1)
+        left[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
+    found = torch.empty_like(steps)
+    found[order] = steps
+    return found
+
+
+def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """The Gram matrix with a share of its mean diagonal added to the diagonal."""
+    added = gram.clone()
+    mean = gram.diagonal().mean()
+    added.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    return added
+
+
+def inverted(damped_gram: torch.Tensor) -> torch.Tensor:
+    """The inverse of a damped Gram matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped_gram))
