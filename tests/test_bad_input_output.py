@@ -134,11 +134,14 @@ def test_a_disk_that_fills_up_under_the_weights(tmp_path: Path, disk: Path) -> N
     assert_filled_up(run_on_small_disk(disk, estimated + PAGE, config), disk)
 
 
-@pytest.mark.parametrize("keep_every_s", [0.0, 3600.0], ids=["streams", "weights"])
+@pytest.mark.parametrize(("samples", "keep_every_s"), [(12, 0.0), (4, 3600.0)])
 def test_a_disk_that_fills_up_keeps_what_a_search_has_finished(
-    tmp_path: Path, disk: Path, keep_every_s: float
+    tmp_path: Path, disk: Path, samples: int, keep_every_s: float
 ) -> None:
+    """It fills up under the streams, then under the weights."""
     config = write_search(tmp_path, prefill=[], keep_every_s=keep_every_s)
+    texts = config.parent / "calibration.yaml"
+    texts.write_text(texts.read_text().replace("samples: 4", f"samples: {samples}"))
     plan = json.loads(run_qsun("quantize", config, "--dry-run", "--json").stdout)
     estimated = int(plan["estimate"]["disk_bytes"] * 1.05)
     code, stderr, left = run_on_small_disk(disk, estimated + PAGE, config)

@@ -125,10 +125,14 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_a_folder_is_described_as_the_other_engine_does_it(
-    base: Path, module: Path, tmp_path: Path
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (8, True)])
+def test_a_folder_is_as_the_other_engine_writes_it(
+    base: Path, tmp_path: Path, bits: int, symmetric: bool
 ) -> None:
-    other = quantized(tmp_path, base, quantize__engine="llmcompressor", quantize__search={})
+    scheme = {"quantize__bits": bits, "quantize__symmetric": symmetric}
+    module = quantized(tmp_path / "ours", base, **scheme)
+    older = {"quantize__engine": "llmcompressor", "quantize__search": {}}
+    other = quantized(tmp_path / "theirs", base, **scheme, **older)
     ours, theirs = config_of(module), config_of(other)
     for config in (ours, theirs):
         # How llm-compressor looked for ranges, which says nothing of what was found.

@@ -99,6 +99,9 @@ def test_streams_that_could_not_be_kept_leave_the_earlier_ones(tmp_path: Path) -
     state.keep_block(0, block())
     state.keep_streams(1, lambda: streams(1.0))
     before = names(state)
+    (state.folder / ".streams-00002.safetensors.partial").write_bytes(
+        b"of a process that was killed"
+    )
     one = torch.ones(2)
     with pytest.raises(RuntimeError, match="share memory"):
         state.keep_streams(2, lambda: {"a": one, "b": one})
