@@ -68,10 +68,11 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     """
     if min(map(len, prompts)) < 2 or min(map(len, responses)) < 1:
         raise ValueError("a prompt needs at least 2 tokens and a response at least 1")
-    return Batch(*_padded(prompts), *_padded(responses))
+    return Batch(*padded(prompts), *padded(responses))
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token lists as int64 `[rows, longest]`, padded on the right, and their lengths `[rows]`."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for row, target in zip(rows, tokens, strict=True):

@@ -14,6 +14,7 @@ from operator import attrgetter
 import torch
 
 from qsun.calibrate.samples import Sample
+from qsun.handoff import padded
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def cut_as_served(samples: Sequence[Sample], tokens: int) -> list[Piece]:
     Every sample has a prompt of at least 2 tokens and a response.
     """
     return [
-        Piece(source, *_padded([one.tokens[: one.prompt - 1] for one in rows]), *_read(rows))
+        Piece(source, *padded([one.tokens[: one.prompt - 1] for one in rows]), *_read(rows))
         for source, rows in _grouped(samples, tokens)
     ]
 
@@ -53,14 +54,14 @@ def whole_texts(samples: Sequence[Sample], tokens: int) -> list[Piece]:
     """Pieces that the decode module reads by itself from the beginning; every position counts."""
     pieces = []
     for source, rows in _grouped(samples, tokens):
-        read, lengths = _padded([one.tokens for one in rows])
+        read, lengths = padded([one.tokens for one in rows])
         counted = torch.arange(read.shape[1]) < lengths[:, None]
         pieces.append(Piece(source, None, torch.zeros_like(lengths), read, counted))
     return pieces
 
 
 def _read(rows: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    read, lengths = _padded([one.tokens[one.prompt - 1 : -1] for one in rows])
+    read, lengths = padded([one.tokens[one.prompt - 1 : -1] for one in rows])
     return read, torch.arange(read.shape[1]) < lengths[:, None]
 
 
@@ -75,11 +76,3 @@ def _grouped(samples: Sequence[Sample], tokens: int) -> Iterator[tuple[str, list
                 rows = []
             rows.append(sample)
         yield source, rows
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for row, target in zip(rows, tokens, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    return tokens, lengths
