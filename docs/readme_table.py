@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ablation_table
 import bits_table
 import chaos_table
 import drift_table
@@ -92,6 +93,7 @@ def rendered(readme: str) -> str:
         "readme_table": table(),
         "systems_table": systems_table.table(),
         "bits_table": bits_table.table(),
+        "ablation_table": ablation_table.table(),
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),
         "verdict_table": verdict_table.table(),

@@ -39,8 +39,10 @@ class SearchConfig:
     of the task's `prefill` module, or else the base model's; `all` are whole texts, which it reads
     by itself. `sequential` inputs are those behind layers that are already quantized, and codes
     make up for the difference. `smoothing` is AWQ's, over `grid_points`; `sweeps` of coordinate
-    descent follow the rounding. `damping` is a share of the Gram matrix's mean diagonal. An
-    interrupted search goes on from where it stood at most about `keep_every_s` seconds earlier.
+    descent follow the rounding. `damping` is added to the Gram matrix: the more, the less is fitted
+    to these samples alone. Beside `responses`, texts that the decode module reads whole by itself
+    have a share of `plain`. An interrupted search goes on from where it stood at most about
+    `keep_every_s` seconds earlier.
     """
 
     positions: str = field(default="responses", metadata={"choices": ("responses", "all")})
@@ -50,7 +52,8 @@ class SearchConfig:
     clip: bool = True
     rounding: str = field(default="compensated", metadata={"choices": ("compensated", "nearest")})
     sweeps: int = field(default=2, metadata={"minimum": 0, "maximum": 100})
-    damping: float = field(default=0.01, metadata={"minimum": 1e-6, "maximum": 1.0})
+    plain: float = field(default=0.1, metadata={"minimum": 0.0, "maximum": 10.0})
+    damping: float = field(default=0.2, metadata={"minimum": 1e-6, "maximum": 1.0})
     batch_tokens: int = field(default=4096, metadata={"minimum": 1})
     keep_every_s: float = field(default=20.0, metadata={"minimum": 0.0})
 

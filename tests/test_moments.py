@@ -54,3 +54,20 @@ def test_products_of_bfloat16_are_summed_in_float32() -> None:
     reference = inputs.double().t() @ inputs.double()
     error = (summed(inputs, ROWS).gram.double() - reference).norm() / reference.norm()
     assert error < 1e-6  # 2e-3 were the sums kept as bfloat16
+
+
+def test_a_row_of_weight_three_counts_as_three_rows() -> None:
+    inputs, exact = rows(torch.bfloat16), rows(torch.bfloat16, seed=1)
+    thrice = summed(torch.cat([inputs] * 3), ROWS, torch.cat([exact] * 3))
+    found = Moments.of(INPUTS, torch.device("cpu"), True)
+    found.add(inputs, exact, 3.0)
+    assert found.rows == ROWS
+    assert found.weight == thrice.weight == 3 * ROWS
+    assert found.cross is not None
+    assert thrice.cross is not None
+    for ours, theirs in (
+        (found.gram, thrice.gram),
+        (found.cross, thrice.cross),
+        (found.absolute, thrice.absolute),
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-2)

@@ -66,7 +66,7 @@ def test_the_other_engine_keeps_nothing_to_resume(left: Path) -> None:
     ("changed", "said"),
     [
         ("quantize.bits=3", "settings.bits: 4 then, 3 now"),
-        ("quantize.search.damping=0.02", "settings.search.damping: 0.01 then, 0.02 now"),
+        ("quantize.search.damping=0.02", "settings.search.damping: 0.2 then, 0.02 now"),
         ("seed=4", "seed: 0 then, 4 now"),
     ],
 )

@@ -14,33 +14,37 @@ import torch
 
 @dataclass
 class Moments:
-    """Sums over the rows that were added, float32.
+    """Sums over the rows that were added, each as often as its weight says; float32.
 
     `gram` `[in, in]` is the sum of x^T x; `cross` `[in, in]`, where inputs were given as the
     full-precision decode module reads them, e, too, the sum of e^T x; `absolute` `[in]` that of
-    |x|.
+    |x|. `rows` were added, of `weight` together.
     """
 
     gram: torch.Tensor
     cross: torch.Tensor | None
     absolute: torch.Tensor
-    rows: int
+    rows: int = 0
+    weight: float = 0.0
 
     @classmethod
     def of(cls, inputs: int, device: torch.device, crossed: bool) -> Moments:
         """Moments of nothing yet."""
         square = torch.zeros(inputs, inputs, device=device)
         cross = torch.zeros_like(square) if crossed else None
-        return cls(square, cross, torch.zeros(inputs, device=device), 0)
+        return cls(square, cross, torch.zeros(inputs, device=device))
 
-    def add(self, inputs: torch.Tensor, exact: torch.Tensor | None = None) -> None:
+    def add(
+        self, inputs: torch.Tensor, exact: torch.Tensor | None = None, weight: float = 1.0
+    ) -> None:
         """Add rows `[rows, in]`, and the same rows as full precision has them."""
-        _add_product(self.gram, inputs, inputs)
+        _add_product(self.gram, inputs, inputs, weight)
         if self.cross is not None:
             assert exact is not None
-            _add_product(self.cross, exact, inputs)
-        self.absolute += inputs.abs().sum(dim=0, dtype=torch.float32)
+            _add_product(self.cross, exact, inputs, weight)
+        self.absolute.add_(inputs.abs().sum(dim=0, dtype=torch.float32), alpha=weight)
         self.rows += len(inputs)
+        self.weight += weight * len(inputs)
 
     def join(self, other: Moments) -> None:
         """Add what was summed elsewhere, over other rows."""
@@ -49,20 +53,23 @@ class Moments:
             self.cross += other.cross.to(self.gram.device)
         self.absolute += other.absolute.to(self.gram.device)
         self.rows += other.rows
+        self.weight += other.weight
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left^T right. Products of bfloat16 are exact in float32, in which they are summed."""
+def _add_product(
+    total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, weight: float
+) -> None:
+    """Add weight * left^T right. Products of bfloat16 are exact in float32, which sums them."""
     if left.dtype == torch.bfloat16 and left.is_cuda:
-        total += torch.mm(left.t(), right, out_dtype=torch.float32)
+        total.add_(torch.mm(left.t(), right, out_dtype=torch.float32), alpha=weight)
         return
     if left.dtype != torch.bfloat16:
-        total.addmm_(left.float().t(), right.float())
+        total.addmm_(left.float().t(), right.float(), alpha=weight)
         return
     products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     products.fp32_precision = "bf16"  # what the values are anyway
     try:
-        total.addmm_(left.float().t(), right.float())
+        total.addmm_(left.float().t(), right.float(), alpha=weight)
     finally:
         products.fp32_precision = before

@@ -6,9 +6,9 @@ prompt's cache without its last token, the decode module reads that token and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
 from operator import attrgetter
 
 import torch
@@ -24,7 +24,7 @@ class Piece:
     `prompts` int64 `[rows, positions]` is what the prefill module reads, None where the decode
     module reads all by itself; `written` int64 `[rows]` are their lengths. `read` int64 `[rows,
     positions]` is what the decode module reads after them; where `counted` (bool, alike) is set,
-    it does so in service.
+    it does so in service, or would; each such position counts `weight` times.
     """
 
     source: str
@@ -32,6 +32,7 @@ class Piece:
     written: torch.Tensor
     read: torch.Tensor
     counted: torch.Tensor
+    weight: float = 1.0
 
     @property
     def counted_positions(self) -> int:
@@ -58,6 +59,33 @@ def whole_texts(samples: Sequence[Sample], tokens: int) -> list[Piece]:
         counted = torch.arange(read.shape[1]) < lengths[:, None]
         pieces.append(Piece(source, None, torch.zeros_like(lengths), read, counted))
     return pieces
+
+
+def weighted(pieces: Sequence[Piece], shares: Mapping[str, float], total: float) -> list[Piece]:
+    """The pieces with each source's positions counting as its share of `total` positions."""
+    positions: dict[str, int] = {}
+    for piece in pieces:
+        positions[piece.source] = positions.get(piece.source, 0) + piece.counted_positions
+    whole = sum(shares[source] for source in positions)
+    weights = {
+        source: total * shares[source] / whole / count for source, count in positions.items()
+    }
+    return [replace(piece, weight=weights[piece.source]) for piece in pieces]
+
+
+def some_of(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """Samples of each source in turn, until they have so many tokens together."""
+    by_source: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_source.setdefault(sample.source, []).append(sample)
+    found: list[Sample] = []
+    for row in zip_longest(*by_source.values()):
+        if tokens <= 0:
+            break
+        chosen = [one for one in row if one is not None]
+        tokens -= sum(len(one.tokens) for one in chosen)
+        found += chosen
+    return found
 
 
 def _read(rows: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -95,9 +95,10 @@ class Streams:
             counted = stream.piece.counted.to(exact.device)
             inputs = _inputs(stage, stream, stream.exact, exact)[counted]
             if stream.quantized is None:
-                found.add(inputs)
+                found.add(inputs, None, stream.piece.weight)
             else:
-                found.add(_inputs(stage, stream, stream.quantized, quantized)[counted], inputs)
+                ours = _inputs(stage, stream, stream.quantized, quantized)[counted]
+                found.add(ours, inputs, stream.piece.weight)
         return found
 
     def restart(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 
 from qsun.block import LAYERS, Block, Stage
 from qsun.calibrate.moments import Moments
-from qsun.calibrate.pieces import Piece, cut_as_served, whole_texts
+from qsun.calibrate.pieces import Piece, cut_as_served, some_of, weighted, whole_texts
 from qsun.calibrate.samples import Sample
 from qsun.calibrate.streams import Embedding, Streams
 from qsun.checkpoint_files import Tensors
@@ -21,6 +21,7 @@ from qsun.models import serving_dtype
 from qsun.prefill_module import PrefillTensors
 from qsun.quantize.block_search import BlockFound, BlockSearch
 
+PLAIN_TOKENS = 1  # tokens read whole for each position that is served
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -33,7 +34,8 @@ class BlockWalk:
         self._dtype = getattr(torch, serving_dtype(self._config))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._base = self._stack.enter_context(Tensors(base))
-        pieces = pieces_of(samples, self._search)
+        shares = {source.name: source.weight for source in prepared.calibration.sources}
+        pieces = pieces_of(samples, shares, self._search)
         self._prefill = {
             source: self._stack.enter_context(PrefillTensors(prepared.prefill.get(source), base))
             for source in sorted({piece.source for piece in pieces if piece.prompts is not None})
@@ -82,11 +84,24 @@ class BlockWalk:
         self._quantized.load(index, {name: one.clone() for name, one in weights.items()})
 
 
-def pieces_of(samples: Sequence[Sample], search: SearchConfig) -> list[Piece]:
-    """The samples as the decode module reads them; those without a response are left out."""
+def pieces_of(
+    samples: Sequence[Sample], shares: Mapping[str, float], search: SearchConfig
+) -> list[Piece]:
+    """The samples as the decode module reads them, each source's positions by its share.
+
+    As served, with some read whole beside them: how a text begins is seen there alone. Samples
+    without a response are left out then.
+    """
     if search.positions == "all":
-        return whole_texts(samples, search.batch_tokens)
-    return cut_as_served([one for one in samples if one.is_served], search.batch_tokens)
+        texts = whole_texts(samples, search.batch_tokens)
+        return weighted(texts, shares, sum(piece.counted_positions for piece in texts))
+    served = cut_as_served([one for one in samples if one.is_served], search.batch_tokens)
+    positions = sum(piece.counted_positions for piece in served)
+    pieces = weighted(served, shares, positions)
+    if search.plain:
+        texts = whole_texts(some_of(samples, PLAIN_TOKENS * positions), search.batch_tokens)
+        pieces += weighted(texts, shares, search.plain * positions)
+    return pieces
 
 
 def block_weights(tensors: Tensors | PrefillTensors, index: int) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ class Summed(Protocol):
     gram: torch.Tensor
     cross: torch.Tensor | None
     absolute: torch.Tensor
-    rows: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class BlockSearch:
             scales = best_scales(
                 [weights[name].t() for name in targets],
                 summed.gram,
-                summed.absolute / max(summed.rows, 1),
+                summed.absolute / summed.weight,
                 self._args,
                 self._points,
                 self._dtype,

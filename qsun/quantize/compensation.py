@@ -10,6 +10,7 @@ import torch
 
 from qsun.quantize.code_grid import CodeGrid
 
+FLOOR = 1e-6
 AT_ONCE = 32  # inputs whose corrections are held back and then made in one product
 
 
@@ -43,10 +44,17 @@ def compensated(
 
 
 def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """The Gram matrix with a share of its mean diagonal added to the diagonal."""
+    """The Gram matrix with more on its diagonal, so that no input counts as one never seen.
+
+    Each input's own moment grows by `damping` times the geometric mean of itself and the mean one:
+    by more, of itself, where it is small. None counts as smaller than `FLOOR` of the mean.
+    """
+    own = gram.diagonal()
+    mean = own.mean()
     added = gram.clone()
-    mean = gram.diagonal().mean()
-    added.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    added.diagonal().add_(
+        damping * (own.clamp_min(FLOOR * mean) * mean).sqrt() if mean > 0 else 1.0
+    )
     return added
 
 
