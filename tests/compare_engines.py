@@ -3,10 +3,10 @@
     python -m tests.compare_engines RECORD [--bits 4,3] [--samples 32] [--rows 64]
 
 Each engine quantizes SmolLM2-135M-Instruct in a process of its own, so that its memory is its own.
-Then every decode module is judged where it is served: the negative log-likelihood (nats a token) of
-validation responses of `math` and `tools`, behind the cache of the reference SUN module, and the
-perplexity that the engine's own record has of other text. Intervals are of paired bootstraps over
-rows.
+Then every decode module is judged where it is served (`tests/judging.py`): the negative
+log-likelihood (nats a token) of validation responses of `math`, `tools` and `code`, which no sample
+is of, behind the cache of the reference SUN module, and the perplexity that the engine's own record
+has of other text.
 """
 
 from __future__ import annotations
@@ -15,28 +15,23 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from qsun.config import RunConfig, load_config
 from qsun.decode_checkpoint import load_dequantized
-from qsun.handoff import collate, log_likelihood
-from qsun.models import load_model, load_tokenizer
-from qsun.prefill_module import load_prefill
-from qsun.progress import announce, track
+from qsun.models import load_model
+from qsun.progress import announce
 from qsun.records import new_record, read_record
-from qsun.tasks.definition import load_task
-from qsun.tasks.examples import read_validation
-from qsun.tune.batches import Row, encode_examples
+from tests.judging import REFERENCE, Judging, Measured, lower_by, mean
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
 CALIBRATION = ROOT / "calib" / "math-tools-served.yaml"
-TASKS = ("math", "tools")
+TASKS = ("math", "tools", "code")
 QSUN = "import sys; sys.argv[0] = 'qsun'; from qsun.cli.main import main; main()"
 ENGINES = {
     "llmcompressor": ("quantize.grid_points=20",),
@@ -45,7 +40,6 @@ ENGINES = {
         "{task: tools, module: ../exports/reference/tools}]",
     ),
 }
-RESAMPLES = 10_000
 
 
 def main() -> None:
@@ -59,18 +53,24 @@ def main() -> None:
     run = load_config(CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows, base = judged_rows(run, folder, asked.rows)
-        exact = likelihoods(load_model(base, "bfloat16"), rows, base, "full precision")
-        results: dict[str, Any] = {}
-        for bits in map(int, asked.bits.split(",")):
-            judged = {}
+        everything = [int(bits) for bits in asked.bits.split(",")]
+        # All of it first: Linux counts the memory of who starts a process as the process's own.
+        for bits in everything:
             for engine in ENGINES:
                 out = folder / f"{engine}-w{bits}"
                 quantize(engine, bits, calibration(folder, asked.samples), out)
+        base = base_model(run, folder)
+        judging = Judging(base, {name: REFERENCE / name for name in TASKS}, asked.rows)
+        exact = judging.likelihoods(load_model(base, "bfloat16"), "full precision")
+        results: dict[str, Any] = {}
+        for bits in everything:
+            judged = {}
+            for engine in ENGINES:
+                out = folder / f"{engine}-w{bits}"
                 decode = load_dequantized(out, "bfloat16")
-                judged[engine] = likelihoods(decode, rows, base, f"{engine}, {bits} bits")
+                judged[engine] = judging.likelihoods(decode, f"{engine}, {bits} bits")
                 results.setdefault(f"w{bits}", {})[engine] = cost(out)
-            results[f"w{bits}"] |= compared(judged, exact, rows)
+            results[f"w{bits}"] |= compared(judged, exact, judging)
     result = {"samples": asked.samples, "rows": asked.rows, "bits": results}
     new_record("engine-comparison", run, run.seed, result).write(asked.record)
 
@@ -109,8 +109,8 @@ def cost(out: Path) -> dict[str, Any]:
     }
 
 
-def judged_rows(run: RunConfig, folder: Path, count: int) -> tuple[dict[str, list[Row]], Path]:
-    """Validation rows of each task as tokens, and the base model's checkpoint."""
+def base_model(run: RunConfig, folder: Path) -> Path:
+    """The base model's checkpoint."""
     from qsun.gguf_file import convert_gguf
     from qsun.models import locate
 
@@ -119,50 +119,20 @@ def judged_rows(run: RunConfig, folder: Path, count: int) -> tuple[dict[str, lis
     base = folder / "base"
     base.mkdir()
     convert_gguf(source.gguf, base, "bfloat16")
-    tokenizer, rows = load_tokenizer(base), {}
-    for name in TASKS:
-        path = ROOT / "calib" / "tasks" / f"{name}.yaml"
-        task = load_task(path)
-        examples = read_validation(task, path.parent)[:count]
-        rows[name] = encode_examples(examples, tokenizer, task.max_tokens, name).rows
-    return rows, base
+    return base
 
 
-@torch.no_grad()
-def likelihoods(
-    decode: Any, rows: dict[str, list[Row]], base: Path, what: str
-) -> dict[str, np.ndarray]:
-    """Negative log-likelihood of each row's response behind its task's prefill module, nats."""
-    found = {}
-    for task, ours in rows.items():
-        prefill = load_prefill(ROOT / "exports" / "reference" / task, base, "bfloat16")
-        found[task] = np.array(
-            [
-                -float(log_likelihood(prefill, decode, collate([row.prompt], [row.response])))
-                for row in track(ours, f"{what}, {task}", len(ours))
-            ]
-        )
-    return found
-
-
-def compared(
-    judged: dict[str, dict[str, np.ndarray]],
-    exact: dict[str, np.ndarray],
-    rows: dict[str, list[Row]],
-) -> dict[str, Any]:
+def compared(judged: Mapping[str, Measured], exact: Measured, judging: Judging) -> dict[str, Any]:
     """Loss per token of each engine, and by how much qsun's is lower, with 95 % intervals."""
     found: dict[str, Any] = {}
-    for task, ours in rows.items():
-        tokens = np.array([len(row.response) for row in ours])
-        drawn = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
-        shorter = judged["llmcompressor"][task] - judged["qsun"][task]
-        differences = shorter[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
+    for task, tokens in judging.tokens.items():
+        lower = lower_by(judged["qsun"][task], judged["llmcompressor"][task], tokens)
         found[task] = {
             "tokens": int(tokens.sum()),
-            "full_precision": float(exact[task].sum() / tokens.sum()),
-            **{name: float(one[task].sum() / tokens.sum()) for name, one in judged.items()},
-            "qsun_lower_by": float(shorter.sum() / tokens.sum()),
-            "interval": np.quantile(differences, (0.025, 0.975)).tolist(),
+            "full_precision": mean(exact[task], tokens),
+            **{name: mean(one[task], tokens) for name, one in judged.items()},
+            "qsun_lower_by": lower["difference"],
+            "interval": lower["interval"],
         }
     return {"decode_positions": found}
 

@@ -1,0 +1,87 @@
+"""auto-round, with its default settings but the iterations asked for, on the processor alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from auto_round import AutoRound
+from auto_round_extension.torch.qlinear_torch import QuantLinear
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.peers.request import OWN, Request, Run, installed, main
+
+CHECKED = "model.layers.0."
+PARTS = ("qweight", "qzeros", "scales")
+FORMAT = "auto_round:gptqmodel"  # GPTQ's layout at every number of bits, zeros as they are
+SAMPLES_A_STEP = 8  # auto-round's default batch
+
+
+def quantize(request: Request, out: Path, run: Run) -> None:
+    """Tune the rounding of each block, write the checkpoint, and its first block as it reads it.
+
+    Samples go one by one, since they differ in length, and as many as its default batch has make a
+    step.
+    """
+    model = AutoModelForCausalLM.from_pretrained(request.base, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(request.base)
+    # It leaves out of its loss what it takes for padding: a token that no sample has.
+    used = {token for text in request.samples for token in text}
+    tokenizer.pad_token_id = next(i for i in range(len(tokenizer)) if i not in used)
+    samples = [
+        {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
+        for text in request.samples
+    ]
+    rounder = AutoRound(
+        model,
+        tokenizer=tokenizer,
+        bits=request.bits,
+        group_size=request.group_size,
+        sym=False,
+        dataset=samples,
+        nsamples=len(samples),
+        seqlen=min(map(len, request.samples)),  # shorter samples would be left out
+        batch_size=1,
+        gradient_accumulate_steps=SAMPLES_A_STEP,
+        device_map="cpu",
+        **request.options,
+    )
+    with run.searching():
+        rounder.quantize_and_save(output_dir=str(out), format=FORMAT)
+    [folder] = out.iterdir()  # it names one of its own
+    for path in folder.iterdir():
+        path.rename(out / path.name)
+    folder.rmdir()
+    save_file(own_weights(out, request.bits, request.group_size), out / OWN)
+    run.told = {
+        "asymmetric": True,
+        "settings": request.options,
+        "versions": installed("auto-round", "torch", "transformers"),
+    }
+
+
+def own_weights(out: Path, bits: int, group_size: int) -> dict[str, torch.Tensor]:
+    """The first block's weights, float32 `[out, in]`, by auto-round's own layer.
+
+    It is given no `g_idx`, with which it leaves out outputs beyond a layer's inputs (0.16.1) and
+    which says no more than that groups lie in order.
+    """
+    found = {}
+    with safe_open(out / "model.safetensors", framework="pt") as tensors:
+        for codes in tensors.keys():  # noqa: SIM118, it is no dict
+            name = codes.removesuffix(".qweight")
+            if name == codes or not name.startswith(CHECKED):
+                continue
+            parts = {part: tensors.get_tensor(f"{name}.{part}") for part in PARTS}
+            inputs, outputs = parts["scales"].shape[0] * group_size, parts["scales"].shape[1]
+            layer = QuantLinear(bits, group_size, inputs, outputs, bias=False)
+            layer.load_state_dict(parts)
+            with torch.no_grad():
+                found[name] = layer(torch.eye(inputs)).t().contiguous()
+    return found
+
+
+if __name__ == "__main__":
+    main(quantize)
