@@ -13,7 +13,7 @@ MAIN_TORCH = --torch-backend auto
 SERVING_TORCH = --torch-backend cpu
 endif
 
-.PHONY: setup bubblewrap demo test lint types check interop overhead records lock clean
+.PHONY: setup bubblewrap demo test lint types check interop overhead peers records lock clean
 
 setup: .venv/.installed .venv-serving/.installed bubblewrap
 
@@ -93,6 +93,16 @@ overhead: .venv/.installed .venv-router/.installed
 	$(BIN)/python -m tests.serving_overhead docs/records/serving-overhead.json \
 	  --vllm-router .venv-router/bin/vllm-router
 
+# Other quantizers, which tests/compare_peers.py runs beside qsun; each pins packages of its own.
+.venv-gptqmodel/.installed .venv-autoround/.installed: .venv-%/.installed: \
+    requirements/peers-%.txt .venv/.installed
+	$(UV) venv -q --clear --python $(PYTHON) .venv-$*
+	$(UV) pip install -q --python .venv-$*/bin/python --no-deps --compile-bytecode \
+	  $(SERVING_TORCH) -r requirements/peers-$*.txt
+	touch $@
+
+peers: .venv/.installed .venv-gptqmodel/.installed .venv-autoround/.installed
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -132,4 +142,4 @@ lock: setup
 	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/main.txt
 
 clean:
-	rm -rf .venv .venv-serving .venv-interop .venv-router
+	rm -rf .venv .venv-serving .venv-interop .venv-router .venv-gptqmodel .venv-autoround

@@ -32,7 +32,7 @@ def quantize(request: Request, out: Path, run: Run) -> None:
     run.search_s = result["cost"]["search_s"]
     run.told = {
         "asymmetric": True,
-        "settings": request.options["settings"],
+        "settings": request.options["told"],
         "versions": installed("qsun", "llmcompressor", "compressed-tensors", "torch"),
     }
 

@@ -84,7 +84,7 @@ SUBJECTS = {
 def options(
     name: str, config: Path, calibration: Path, prefill: Mapping[str, Path], iterations: int
 ) -> dict[str, Any]:
-    """The settings of one subject's request."""
+    """The settings of one subject's request; `told` is what a record says of them."""
     if name == "auto-round":
         return {"iters": iterations, "enable_torch_compile": False}
     if name not in ("llmcompressor-awq", OURS):
@@ -99,4 +99,5 @@ def options(
         "engine": name.partition("-")[0],
         "config": str(config),
         "settings": [*common, *own[name]],
+        "told": {"prefill": sorted(prefill)} if name == OURS else {"grid_points": 20},
     }
