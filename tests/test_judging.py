@@ -38,9 +38,11 @@ def decoders(base: Path) -> list[torch.nn.Module]:
     return [exact, rounded]
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 4096])
 def test_likelihoods_are_those_of_each_row_alone_for_one_decoder_after_another(
-    judging: Judging,
+    judging: Judging, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tests.judging.BATCH_TOKENS", batch_tokens)
     prefill = load_prefill(judging.prefill["task"], judging.base, "bfloat16")
     rows = judging.validation["task"]
     assert len(rows) == 5

@@ -22,18 +22,16 @@ SAMPLES_A_STEP = 8  # auto-round's default batch
 def quantize(request: Request, out: Path, run: Run) -> None:
     """Tune the rounding of each block, write the checkpoint, and its first block as it reads it.
 
-    Samples go one by one, since they differ in length, and as many as its default batch has make a
-    step.
+    Samples are padded on the right to the longest: its batches have one length, and a step over
+    as many samples one by one rounds the weights as many times.
     """
     model = AutoModelForCausalLM.from_pretrained(request.base, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     # It leaves out of its loss what it takes for padding: a token that no sample has.
     used = {token for text in request.samples for token in text}
     tokenizer.pad_token_id = next(i for i in range(len(tokenizer)) if i not in used)
-    samples = [
-        {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
-        for text in request.samples
-    ]
+    longest = max(map(len, request.samples))
+    samples = [padded(text, longest, tokenizer.pad_token_id) for text in request.samples]
     rounder = AutoRound(
         model,
         tokenizer=tokenizer,
@@ -42,9 +40,8 @@ def quantize(request: Request, out: Path, run: Run) -> None:
         sym=False,
         dataset=samples,
         nsamples=len(samples),
-        seqlen=min(map(len, request.samples)),  # shorter samples would be left out
-        batch_size=1,
-        gradient_accumulate_steps=SAMPLES_A_STEP,
+        seqlen=longest,
+        batch_size=SAMPLES_A_STEP,
         device_map="cpu",
         **request.options,
     )
@@ -59,6 +56,15 @@ def quantize(request: Request, out: Path, run: Run) -> None:
         "asymmetric": True,
         "settings": request.options,
         "versions": installed("auto-round", "torch", "transformers"),
+    }
+
+
+def padded(text: list[int], length: int, padding: int) -> dict[str, torch.Tensor]:
+    """A sample of one row, with its mask."""
+    missing = length - len(text)
+    return {
+        "input_ids": torch.tensor([text + [padding] * missing]),
+        "attention_mask": torch.tensor([[1] * len(text) + [0] * missing]),
     }
 
 
