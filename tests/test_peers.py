@@ -1,13 +1,11 @@
-"""Peers: their checkpoints read as what they mean, their runs counted as their own, their table."""
+"""Peers: their checkpoints read as what they mean, their runs counted as their own."""
 
 from __future__ import annotations
 
-import importlib
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,10 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from qsun.decode_checkpoint import Scheme
 from qsun.models import load_model
-from qsun.records import Record
 from qsun.rounding import round_layers
 from tests.builders import tiny_model
-from tests.compare_peers import Comparison, refuse
 from tests.peers.gptq_layout import load_gptq, unpacked
 from tests.peers.layers import linear_layers
 from tests.peers.request import COST, OWN, Request
@@ -130,58 +126,3 @@ def test_the_memory_of_a_child_is_its_own() -> None:
     code = "from tests.peers.request import peak_memory_bytes; print(peak_memory_bytes())"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert int(told.stdout) < len(held) / 4
-
-
-def test_what_is_made_is_not_made_again(base: Path, tmp_path: Path) -> None:
-    comparison = Comparison(tmp_path / "state", base, 2, {}, 1)
-    out = comparison.folder("round-to-nearest", 3)
-    out.mkdir(parents=True)
-    (out / COST).write_text("{}", encoding="utf-8")
-    comparison.make("round-to-nearest", 3)
-    assert [path.name for path in out.iterdir()] == [COST]
-
-
-def test_what_cannot_run_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as refused:
-        refuse(["awq", "qsun"], {"math": tmp_path / "nowhere"})
-    assert "awq: one of round-to-nearest" in str(refused.value)
-    assert "nowhere is missing" in str(refused.value)
-
-
-def told(ahead: float | None = None) -> dict[str, Any]:
-    """A subject's part of a record."""
-    found: dict[str, Any] = {
-        "cost": {"processor_s": 90.0, "peak_memory_bytes": 2**30, "versions": {"gptqmodel": "7"}},
-        "nats_per_token": {"math": 0.5, "code": 1.5},
-        "perplexity": 12.0,
-        "right": {"math.seen": 0.25},
-    }
-    if ahead is not None:
-        interval = {"difference": ahead, "interval": [ahead - 0.01, ahead + 0.01]}
-        found["qsun"] = {
-            "lower_by": {"math": interval, "code": interval},
-            "more_right_by": {"math.seen": interval},
-        }
-    return found
-
-
-def test_the_table_has_every_subject_and_how_far_qsun_is_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    peers_table = importlib.import_module("peers_table")
-    result = {
-        "samples": {"samples": 32, "sources": [{"name": "math"}, {"name": "tools"}]},
-        "rows": 48,
-        "response_tokens": {"math": 100, "code": 100},
-        "full precision": told(),
-        "bits": {"w3": {"gptqmodel": told(0.1), "qsun": told()}},
-    }
-    hardware = {"cores": 2, "processor": "one"}
-    Record("peers-comparison", {}, 0, result, hardware=hardware).write(tmp_path / "record.json")
-    table = peers_table.table(tmp_path / "record.json")
-    row = "| 3 bits: gptqmodel | 0.500 (+0.090 to +0.110) | 1.500 (+0.090 to +0.110) | 25.0 "
-    assert f"{row}(+9.0 to +11.0) | 12.0 | 1.5 | 1.0 |" in table
-    assert "| 3 bits: **qsun** | 0.500 | 1.500 | 25.0 | 12.0 | 1.5 | 1.0 |" in table
-    assert "no sample is of code" in table
-    assert "gptqmodel 7" in table
