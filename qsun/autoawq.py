@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-BITS = 4
+from qsun.scheme import AWQ_BITS
+
 CODES_PER_WORD = 8
 # Nibble i of a word, counted from the lowest, holds the output channel of this offset.
 CHANNEL_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -21,7 +22,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{codes.shape[1]} output channels do not fill whole 32-bit words")
     nibbles = codes.to(torch.int64).reshape(codes.shape[0], -1, CODES_PER_WORD)
     nibbles = nibbles[:, :, list(CHANNEL_OF_NIBBLE)]
-    shifts = torch.arange(CODES_PER_WORD, dtype=torch.int64) * BITS
+    shifts = torch.arange(CODES_PER_WORD, dtype=torch.int64) * AWQ_BITS
     words = (nibbles << shifts).sum(dim=-1)
     # Two's complement: a word with its highest bit set is a negative int32.
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
@@ -29,7 +30,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 
 def unpack(words: torch.Tensor) -> torch.Tensor:
     """Unpack int32 words `[rows, out / 8]` into unsigned codes `[rows, out]` (int8)."""
-    shifts = torch.arange(CODES_PER_WORD, dtype=torch.int32) * BITS
+    shifts = torch.arange(CODES_PER_WORD, dtype=torch.int32) * AWQ_BITS
     nibbles = (words.unsqueeze(-1) >> shifts) & 0xF
     channels = torch.empty_like(nibbles)
     channels[:, :, list(CHANNEL_OF_NIBBLE)] = nibbles

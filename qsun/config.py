@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qsun.scheme import BITS
 from qsun.settings import load_settings
 
 
@@ -62,12 +63,17 @@ class SearchConfig:
 class QuantizeConfig:
     """How the decode module is quantized, by which engine, and with which text.
 
-    `search` is engine qsun's alone; `grid_points` are those of AWQ's scales.
+    Codes of `bits` are packed in as many, or in `stored_bits` where a server has kernels for other
+    sizes only. `target_bits` takes the place of `bits`: each layer gets its own, and their mean
+    over all quantized weights is at most that. It is engine qsun's alone, as `search` is;
+    `grid_points` are those of AWQ's scales.
     """
 
     calibration: str
     heldout: str
-    bits: int = field(default=4, metadata={"choices": (2, 3, 4, 8)})
+    bits: int = field(default=4, metadata={"choices": BITS})
+    stored_bits: int | None = field(default=None, metadata={"choices": BITS})
+    target_bits: float | None = field(default=None, metadata={"minimum": 2.0, "maximum": 8.0})
     group_size: int = field(default=128, metadata={"choices": (32, 64, 128)})
     symmetric: bool = False
     format: str = field(

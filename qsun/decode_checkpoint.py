@@ -8,36 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from qsun.autoawq import BITS, unpack
+from qsun.autoawq import unpack
 from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file
 from qsun.errors import ModelError
 from qsun.models import load_model
+from qsun.scheme import AWQ_BITS, scheme_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-GEMM = ("gemm", BITS, True)  # version, bits, zero_point
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How every quantized layer of a module is quantized."""
-
-    format: str
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    def __str__(self) -> str:
-        kind = "symmetric" if self.symmetric else "asymmetric"
-        return f"W{self.bits}A16 {kind}, group {self.group_size}, {self.format}"
 
 
 @dataclass(frozen=True)
@@ -65,31 +50,6 @@ class QuantizedLayer:
         for tensor in (self.codes, self.zeros, self.scales.float()):
             state.update(tensor.contiguous().numpy().data)
         return state.hexdigest()
-
-
-def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
-    """The quantization that a `config.json` declares; None when it declares none.
-
-    Raises:
-        ModelError: a quantization that is not one of qsun's two formats.
-    """
-    settings = config.get("quantization_config")
-    if settings is None:
-        return None
-    method = settings.get("quant_method")
-    if method == "awq":
-        if (settings.get("version"), settings.get("bits"), settings.get("zero_point")) != GEMM:
-            raise ModelError("an awq checkpoint that is not 4-bit GEMM with zero points")
-        return Scheme("awq", BITS, settings["group_size"], symmetric=False)
-    groups = list(settings.get("config_groups", {}).values())
-    if method != "compressed-tensors" or settings.get("format") != "pack-quantized":
-        raise ModelError(f"unknown quantization {method!r}, format {settings.get('format')!r}")
-    if len(groups) != 1:
-        raise ModelError(f"{len(groups)} quantization groups: qsun reads one scheme per module")
-    weights = groups[0]["weights"]
-    return Scheme(
-        "compressed-tensors", weights["num_bits"], weights["group_size"], weights["symmetric"]
-    )
 
 
 class DecodeCheckpoint:
@@ -130,7 +90,7 @@ class DecodeCheckpoint:
             yield self._gemm_layer(name) if self.scheme.format == "awq" else self._layer(name)
 
     def _gemm_layer(self, name: str) -> QuantizedLayer:
-        middle = 2 ** (self.scheme.bits - 1)
+        middle = 2 ** (AWQ_BITS - 1)
         codes = unpack(self._tensors[f"{name}.qweight"]).t() - middle
         zeros = unpack(self._tensors[f"{name}.qzeros"]).t() - middle
         scales = self._tensors[f"{name}.scales"].t()
@@ -140,7 +100,7 @@ class DecodeCheckpoint:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         shape = torch.Size(self._tensors[f"{name}.weight_shape"].tolist())
-        bits = self.scheme.bits
+        bits = self.scheme.stored_of(name)
         codes = unpack_from_int32(self._tensors[f"{name}.weight_packed"], bits, shape)
         scales = self._tensors[f"{name}.weight_scale"]
         zeros = torch.zeros(scales.shape, dtype=torch.int8)

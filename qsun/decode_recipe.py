@@ -15,11 +15,12 @@ from typing import Any
 
 from qsun.decode_checkpoint import weights_digest
 from qsun.records import read_record
+from qsun.scheme import candidate_bits
 
 QUANTIZATION = "records/quantization.json"
 LLM_COMPRESSOR, OF_ENGINE = "llmcompressor", ("engine", "search")
 # What of a quantization's settings, and of its search's, does not change a weight.
-NO_WEIGHTS = ("format", "calibration", "heldout", "tensor_parallel")
+NO_WEIGHTS = ("format", "stored_bits", "calibration", "heldout", "tensor_parallel")
 NO_WEIGHTS_OF_SEARCH = ("keep_every_s", "prefill")  # what modules hold counts, not where they lie
 
 
@@ -54,6 +55,12 @@ def decode_recipe(record: Path) -> str | None:
 def weight_settings(quantize: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings in section `quantize` changes a weight."""
     settings = {name: value for name, value in quantize.items() if name not in NO_WEIGHTS}
+    if settings.pop("target_bits", None) is not None:
+        # The layers' own bits are of these, and `bits` has no part in them.
+        settings["bits"] = {
+            "target": quantize["target_bits"],
+            "candidates": candidate_bits(quantize["format"], quantize["stored_bits"]),
+        }
     if "search" in settings:
         search = settings["search"].items()
         settings["search"] = {

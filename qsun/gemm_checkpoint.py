@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from qsun.autoawq import BITS, pack
+from qsun.autoawq import pack
 from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer
 from qsun.errors import PlanError
 from qsun.files import write_json
+from qsun.scheme import AWQ_BITS, Scheme
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
@@ -42,7 +43,7 @@ def write_gemm(
     others: Mapping[str, torch.Tensor],
     layers: Iterable[QuantizedLayer],
     config: Mapping[str, Any],
-    group_size: int,
+    scheme: Scheme,
     full_precision: Sequence[str],
     folder: Path,
 ) -> None:
@@ -58,12 +59,12 @@ def write_gemm(
     plain["quantization_config"] = {
         "quant_method": "awq",
         "version": "gemm",
-        "bits": BITS,
-        "group_size": group_size,
+        "bits": AWQ_BITS,
+        "group_size": scheme.group_size,
         "zero_point": True,
         "modules_to_not_convert": list(full_precision),
     }
-    write_json(folder / "config.json", plain)
+    write_json(folder / "config.json", plain | scheme.code_bits())
 
 
 def rewrite_as_gemm(source: Path, target: Path) -> None:
@@ -74,11 +75,11 @@ def rewrite_as_gemm(source: Path, target: Path) -> None:
     """
     with DecodeCheckpoint(source) as checkpoint:
         scheme = checkpoint.scheme
-        if scheme.bits != BITS or scheme.symmetric:
-            raise PlanError(f"{source} is {scheme}: format awq is 4-bit asymmetric only")
+        if scheme.bits > AWQ_BITS or scheme.symmetric:
+            raise PlanError(
+                f"{source} is {scheme}: format awq is asymmetric, of at most {AWQ_BITS} bits"
+            )
         ignored = checkpoint.config["quantization_config"].get("ignore") or ["lm_head"]
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(*WEIGHTS), dirs_exist_ok=True)
         others = dict(checkpoint.other_tensors())
-        write_gemm(
-            others, checkpoint.layers(), checkpoint.config, scheme.group_size, ignored, target
-        )
+        write_gemm(others, checkpoint.layers(), checkpoint.config, scheme.as_awq(), ignored, target)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qsun.checkpoint_files import read_config_file, weight_files
-from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, scheme_of
+from qsun.decode_checkpoint import DecodeCheckpoint
 from qsun.errors import ModelError
 from qsun.files import sha256_file
 from qsun.kv_layout import DTYPE_BYTES, KvLayout, kv_layout
 from qsun.models import ModelSource, read_config
 from qsun.records import read_record
+from qsun.scheme import Scheme, scheme_of
 
 RECORD = Path("records") / "quantization.json"
 

@@ -18,21 +18,22 @@ from compressed_tensors.quantization import (
 
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.files import write_json
+from qsun.scheme import Scheme
 
 SHARD_BYTES = 2 * 10**9  # what is held in memory at a time
 FORMAT = "pack-quantized"
 Named = tuple[str, torch.Tensor]
 
 
-def packed_tensors(layer: QuantizedLayer, args: QuantizationArgs) -> dict[str, torch.Tensor]:
+def packed_tensors(layer: QuantizedLayer, scheme: Scheme) -> dict[str, torch.Tensor]:
     """A layer as compressed-tensors' three tensors, four with zeros."""
-    bits = args.num_bits
+    bits = scheme.stored_of(layer.name)
     packed = {
         f"{layer.name}.weight_packed": pack_to_int32(layer.codes, bits),
         f"{layer.name}.weight_scale": layer.scales,
         f"{layer.name}.weight_shape": torch.tensor(layer.codes.shape),
     }
-    if not args.symmetric:
+    if not scheme.symmetric:
         zeros = pack_to_int32(layer.zeros, bits, packed_dim=0)
         packed[f"{layer.name}.weight_zero_point"] = zeros.contiguous()
     return packed
@@ -42,30 +43,46 @@ def write_packed(
     others: Iterable[Named],
     layers: Iterable[QuantizedLayer],
     config: Mapping[str, Any],
-    args: QuantizationArgs,
+    scheme: Scheme,
     full_precision: Sequence[str],
     folder: Path,
 ) -> None:
     """Write weights and config; `others` belong to no quantized layer, `config` is the base's."""
-    written = _write_shards(_all_tensors(others, layers, args), folder)
+    written = _write_shards(_all_tensors(others, layers, scheme), folder)
     _name_shards(written, folder)
-    scheme = QuantizationScheme(targets=["Linear"], weights=args, format=FORMAT)
     quantization = QuantizationConfig(
-        config_groups={"group_0": scheme},
+        config_groups=_groups(scheme),
         format=FORMAT,
         ignore=list(full_precision),
         quantization_status=QuantizationStatus.COMPRESSED,
     )
-    write_json(folder / "config.json", dict(config))
+    write_json(folder / "config.json", dict(config) | scheme.code_bits())
     ModelCompressor(quantization_config=quantization).update_config(str(folder))
 
 
+def _groups(scheme: Scheme) -> dict[str, QuantizationScheme | list[str]]:
+    """A group for each number of bits that codes are packed in; several name their layers."""
+    sizes = scheme.stored_sizes
+    targets = {
+        size: sorted(name for name, bits in scheme.layer_bits.items() if bits == size)
+        if len(sizes) > 1
+        else ["Linear"]
+        for size in sizes
+    }
+    return {
+        f"group_{at}": QuantizationScheme(
+            targets=targets[size], weights=QuantizationArgs(**scheme.arguments(size)), format=FORMAT
+        )
+        for at, size in enumerate(sizes)
+    }
+
+
 def _all_tensors(
-    others: Iterable[Named], layers: Iterable[QuantizedLayer], args: QuantizationArgs
+    others: Iterable[Named], layers: Iterable[QuantizedLayer], scheme: Scheme
 ) -> Iterator[Named]:
     yield from others
     for layer in layers:
-        yield from packed_tensors(layer, args).items()
+        yield from packed_tensors(layer, scheme).items()
 
 
 def _write_shards(tensors: Iterable[Named], folder: Path) -> list[dict[str, int]]:

@@ -10,7 +10,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
-from qsun.decode_checkpoint import Scheme
+from qsun.scheme import Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,16 +25,10 @@ def round_to_nearest(weight: torch.Tensor, args: QuantizationArgs) -> torch.Tens
 
 
 def round_layers(model: PreTrainedModel, names: Iterable[str], scheme: Scheme) -> None:
-    """Replace the weights of the named linear layers by their rounded ones."""
-    args = QuantizationArgs(
-        num_bits=scheme.bits,
-        type="int",
-        symmetric=scheme.symmetric,
-        strategy="group",
-        group_size=scheme.group_size,
-    )
+    """Replace the weights of the named linear layers by their rounded ones, each to its bits."""
     modules = dict(model.named_modules())
     with torch.no_grad():
         for name in names:
             weight = modules[name].weight
+            args = QuantizationArgs(**scheme.arguments(scheme.bits_of(name)))
             weight.data.copy_(round_to_nearest(weight, args))

@@ -15,17 +15,16 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from qsun.bundle import MANIFEST, Manifest, PrefillModule, read_bundle, write_manifest
 from qsun.checkpoint_files import read_config_file
 from qsun.config import QuantizeConfig, VerifyConfig
-from qsun.decode_checkpoint import scheme_of
 from qsun.files import digest_folder, sha256_file, write_json
 from qsun.kv_layout import kv_layout
 from qsun.launch_spec import LAUNCH_SPEC, launch_spec
 from qsun.models import load_model, load_tokenizer
 from qsun.prefill_module import save_prefill
-from qsun.quantize.awq import weight_arguments
 from qsun.quantize.plan import make_plan
 from qsun.quantize.write import write_checkpoint
 from qsun.quiet import hushed
 from qsun.records import Record, new_record, package_versions
+from qsun.scheme import scheme_of
 from qsun.skeleton import skeleton
 from qsun.verdict import VERDICT, Check, Outcome, Verdict
 from tests.builders import Architecture, tiny_model, tiny_tokenizer
@@ -88,7 +87,7 @@ def write_decode(base: Path, folder: Path, format: Format) -> None:
     plan = make_plan(config, skeleton(config).linears, settings)
     model = load_model(base, "bfloat16")
     quantizer = QuantizationModifier(
-        config_groups={"group_0": {"targets": ["Linear"], "weights": weight_arguments(plan)}},
+        config_groups={"group_0": {"targets": ["Linear"], "weights": plan.arguments}},
         ignore=list(plan.full_precision_layers),
     )
     with hushed():

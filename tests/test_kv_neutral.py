@@ -20,7 +20,6 @@ from qsun.quantize.awq import (
     KvNeutralAwq,
     _no_pinning_without_accelerator,
     apply_awq,
-    weight_arguments,
 )
 from qsun.quantize.mappings import KvNeutralityError, assert_kv_neutral
 from qsun.quantize.plan import Plan, make_plan
@@ -76,7 +75,7 @@ def rounded(base: Path) -> PreTrainedModel:
     plan = plan_of(model)
     for layer in plan.layers:
         weight = model.get_submodule(layer.name).weight
-        weight.data.copy_(round_to_nearest(weight, QuantizationArgs(**weight_arguments(plan))))
+        weight.data.copy_(round_to_nearest(weight, QuantizationArgs(**plan.arguments)))
     return model
 
 
@@ -119,7 +118,8 @@ def test_every_layer_that_feeds_the_cache_is_guarded(layer: str) -> None:
 def run_default_mappings(
     model: PreTrainedModel, texts: list[list[int]], smoother: AWQModifier
 ) -> None:
-    arguments = weight_arguments(plan_of(model))
+    plan = plan_of(model)
+    arguments = plan.arguments
     quantizer = QuantizationModifier(
         config_groups={"group_0": {"targets": ["Linear"], "weights": arguments}},
         ignore=["lm_head"],

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "qsun"
 STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet"),
-    ("settings", "config", "records", "kv_layout", "autoawq", "sources"),
+    ("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),

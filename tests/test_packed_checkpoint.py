@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +20,7 @@ from qsun.decode_checkpoint import (
 )
 from qsun.models import load_model
 from qsun.packed_checkpoint import write_packed
+from qsun.scheme import Scheme
 from tests.builders import model_config, tensors_on_disk, tiny_model, write_config
 from tests.command import run_qsun
 
@@ -55,11 +55,9 @@ def layers(bits: int, symmetric: bool) -> list[QuantizedLayer]:
 
 
 def written(folder: Path, bits: int = 4, symmetric: bool = False) -> list[QuantizedLayer]:
-    args = QuantizationArgs(
-        num_bits=bits, symmetric=symmetric, strategy="group", group_size=GROUP_SIZE
-    )
     made = layers(bits, symmetric)
-    write_packed(OTHERS.items(), made, CONFIG, args, ["lm_head"], folder)
+    scheme = Scheme("compressed-tensors", bits, GROUP_SIZE, symmetric)
+    write_packed(OTHERS.items(), made, CONFIG, scheme, ["lm_head"], folder)
     return made
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qsun.decode_checkpoint import DecodeCheckpoint, Scheme, load_dequantized
+from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
+from qsun.scheme import Scheme
 from tests.builders import write_config
 from tests.command import run_qsun
 

@@ -17,11 +17,12 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from qsun.bundle import PrefillModule, read_bundle
-from qsun.decode_checkpoint import Scheme, load_dequantized, scheme_of
+from qsun.decode_checkpoint import load_dequantized
 from qsun.errors import IncompatibleError
 from qsun.files import write_json
 from qsun.models import load_model
 from qsun.rounding import round_layers
+from qsun.scheme import Scheme, scheme_of
 from qsun.verdict import Check, Outcome
 from qsun.verify.static.expected_tensors import expected_tensors, packed_shapes
 from qsun.verify.static.level import static_checks

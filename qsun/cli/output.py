@@ -41,18 +41,20 @@ def plan_text(prepared: Prepared) -> str:
     """The plan and its estimate, a line per kind of layer."""
     plan, expected = prepared.plan, prepared.estimate
     kind = "symmetric" if plan.symmetric else "asymmetric"
+    stored = "" if plan.stored_bits is None else f", stored in {plan.stored_bits} bits"
+    bits = str(plan.bits) if plan.target_bits is None else f"at most {plan.bits}"
     kinds: dict[tuple[str, int, int], int] = {}
     for layer in plan.layers:
         key = (layer.name.rpartition(".")[2], layer.in_features, layer.out_features)
         kinds[key] = kinds.get(key, 0) + 1
     rows = [
-        [name, str(count), f"{inputs} -> {outputs}", str(plan.bits), str(plan.group_size)]
+        [name, str(count), f"{inputs} -> {outputs}", bits, str(plan.group_size)]
         for (name, inputs, outputs), count in kinds.items()
     ]
     return "\n".join(
         [
-            f"{prepared.run.name}: {plan.architecture}, W{plan.bits}A16 {kind}, "
-            f"group {plan.group_size}, {plan.format}",
+            f"{prepared.run.name}: {plan.architecture}, W{plan.code_bits:g}A16 {kind}, "
+            f"group {plan.group_size}{stored}, {plan.format}",
             table(["layer", "count", "shape", "bits", "group"], rows),
             f"kept in full precision: embeddings, norms, {', '.join(plan.full_precision_layers)}",
             f"calibration: {prepared.calibration.samples} samples of at most "

@@ -14,8 +14,8 @@ from typing import Any
 
 from qsun.checkpoint_files import read_config_file
 from qsun.config import EvaluateConfig
-from qsun.decode_checkpoint import scheme_of
 from qsun.environments import ServingEnvironment
+from qsun.scheme import scheme_of
 from qsun.vllm_server import VllmServer, serve
 
 START_TIMEOUT_S = 600
@@ -32,9 +32,11 @@ def measure_tpot(
         ServingEnvironmentError: vLLM did not start.
     """
     scheme = scheme_of(read_config_file(decode / "config.json"))
-    if scheme is not None and scheme.bits not in serving.kernel_bits:
+    stored = () if scheme is None else scheme.stored_sizes
+    if not set(stored) <= set(serving.kernel_bits):
         kernels = " and ".join(map(str, serving.kernel_bits))
-        reason = f"vLLM here has kernels for {kernels} bits, the decode module has {scheme.bits}"
+        has = " and ".join(map(str, stored))
+        reason = f"vLLM here has kernels for {kernels} bits, the decode module has {has}"
         return {"measured": False, "reason": reason}
     found = {
         name: _of_folder(folder, serving, settings)

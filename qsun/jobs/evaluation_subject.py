@@ -10,7 +10,6 @@ from typing import Any
 from qsun.bundle import Bundle, read_bundle
 from qsun.checkpoint_files import read_config_file
 from qsun.config import RunConfig
-from qsun.decode_checkpoint import scheme_of
 from qsun.decode_recipe import Likeness
 from qsun.errors import ConfigError, ModelError, bullet_list, nearest
 from qsun.evaluate.systems import Modules
@@ -27,6 +26,7 @@ from qsun.kv_layout import kv_layout
 from qsun.models import ModelSource, locate, read_config
 from qsun.prefill_module import ADAPTER_CONFIG
 from qsun.records import read_record
+from qsun.scheme import scheme_of
 from qsun.verdict import require_verdict
 
 LEVELS = ("static", "numeric")

@@ -16,7 +16,6 @@ from typing import Any
 from qsun import __version__
 from qsun.bundle import Manifest, PrefillModule, write_manifest
 from qsun.checkpoint_files import read_config_file
-from qsun.decode_checkpoint import scheme_of
 from qsun.decode_recipe import QUANTIZATION
 from qsun.errors import ConfigError, DataError
 from qsun.files import digest_folder, publish_folder, write_json
@@ -35,6 +34,7 @@ from qsun.prefill_module import ADAPTER_CONFIG, load_prefill
 from qsun.progress import announce
 from qsun.records import new_record, package_versions
 from qsun.references import Reference, read_references, write_references
+from qsun.scheme import scheme_of
 from qsun.skeleton import skeleton
 
 BASE, DECODE, TOKENIZER = "base", "decode", "tokenizer"

@@ -18,6 +18,7 @@ from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
 from qsun.quantize.estimate_blocks import estimate_blocks
 from qsun.quantize.plan import Plan, check_architecture, make_plan
+from qsun.scheme import candidate_bits
 from qsun.skeleton import Skeleton, skeleton
 
 DISK_MARGIN = 1.05  # tokenizer, records and file system overhead beside the tensors
@@ -158,13 +159,7 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
     if prepared.run.load_check.mode == "skip":
         return None
     serving = find_serving_environment(prepared.run.load_check.python, prepared.config_dir)
-    if prepared.plan.bits not in serving.kernel_bits:
-        kind = "CPU" if serving.on_cpu else "GPU"
-        raise PlanError(
-            f"vLLM's {kind} build has no kernel for {prepared.plan.bits}-bit weights (it has "
-            f"{', '.join(map(str, serving.kernel_bits))}): the load check could not pass.\n"
-            "To quantize without it: --set load_check.mode=skip"
-        )
+    _check_kernels(prepared, serving)
     if prepared.heldout.samples < prepared.run.load_check.prompts:
         raise ConfigError(
             f"load_check.prompts is {prepared.run.load_check.prompts}, but the held-out text has "
@@ -172,3 +167,26 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
             "load_check.prompts"
         )
     return serving
+
+
+def _check_kernels(prepared: Prepared, serving: ServingEnvironment) -> None:
+    settings = prepared.settings
+    stored = prepared.plan.scheme.stored_sizes
+    if settings.target_bits is not None and settings.stored_bits is None:
+        stored = candidate_bits(settings.format, None)
+    missing = [bits for bits in stored if bits not in serving.kernel_bits]
+    if not missing:
+        return
+    wanted = prepared.plan.bits if settings.target_bits is None else settings.target_bits
+    roomy = [bits for bits in serving.kernel_bits if bits >= wanted]
+    remedies = [
+        f"To serve the same codes packed in {bits} bits, with {bits}-bit codes' memory: "
+        f"--set quantize.stored_bits={bits}"
+        for bits in roomy[:1]
+    ]
+    kind = "CPU" if serving.on_cpu else "GPU"
+    raise PlanError(
+        f"vLLM's {kind} build has no kernel for {' and '.join(map(str, missing))}-bit weights (it "
+        f"has {', '.join(map(str, serving.kernel_bits))}): the load check could not pass.\n"
+        + "\n".join([*remedies, "To quantize without it: --set load_check.mode=skip"])
+    )

@@ -10,7 +10,6 @@ from typing import Any
 
 from qsun.checkpoint_files import check_checkpoint, read_config_file
 from qsun.config import ExportConfig, RunConfig
-from qsun.decode_checkpoint import scheme_of
 from qsun.decode_recipe import QUANTIZATION, Likeness, likeness
 from qsun.errors import ConfigError, ModelError, QsunError, bullet_list
 from qsun.files import refuse_used_folder
@@ -18,6 +17,7 @@ from qsun.kv_layout import KvLayout, kv_layout, layout_differences
 from qsun.models import ModelSource, locate, read_config
 from qsun.prefill_module import ADAPTER_CONFIG
 from qsun.records import read_record
+from qsun.scheme import scheme_of
 from qsun.tasks.definition import TaskDefinition, load_task
 
 TUNING = "records/tuning.json"

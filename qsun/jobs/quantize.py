@@ -38,6 +38,7 @@ from qsun.records import new_record
 if TYPE_CHECKING:
     from qsun.jobs.search_state import SearchState
     from qsun.quantize.outcome import Quantization
+    from qsun.quantize.plan import Plan
 
 
 def run_quantize(prepared: Prepared, resume: bool = False) -> dict[str, Any]:
@@ -141,11 +142,23 @@ def _quantize_and_check(
         kept = _keep_rejected(out, prepared.out)
         raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
     return {
-        "plan": asdict(replace(prepared.plan, layers=())) | {"layers": len(prepared.plan.layers)},
+        "plan": _plan(prepared.plan),
         "calibration": calibration.summary(),
         "heldout": heldout.summary(),
         "quantization": outcome.summary(),
         "load_check": load_check,
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    """The plan for a record: the layers' own bits stand with each layer's results."""
+    found = asdict(replace(plan, layers=(), layer_bits={}))
+    del found["layer_bits"]
+    return found | {
+        "layers": len(plan.layers),
+        "mean_bits": plan.code_bits,
+        "mean_stored_bits": plan.packed_bits,
+        "stored_bits_per_weight": plan.bits_per_weight,
     }
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.quantization import QuantizationArgs
 
 from qsun.calibrate.samples import Sample, SampleSet
 from qsun.checkpoint_files import Tensors, read_config_file
-from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer, Scheme, load_dequantized
+from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer, load_dequantized
 from qsun.decode_recipe import weight_settings
 from qsun.errors import DataError
 from qsun.files import disk_full_is_an_os_error
@@ -26,7 +25,6 @@ from qsun.jobs.search_state import KeptBlock, SearchState
 from qsun.models import fingerprint, load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.packed_checkpoint import write_packed
 from qsun.progress import announce, bar
-from qsun.quantize.awq import weight_arguments
 from qsun.quantize.block_search import BlockFound
 from qsun.quantize.outcome import LayerResult, Quantization, tensor_bytes
 from qsun.quantize.perplexity import perplexity
@@ -152,8 +150,7 @@ def _measure_base(
     model = load_model(base, serving_dtype(prepared.model_config))
     with on_accelerator(model, last_use=True):
         full = perplexity(model, heldout, "perplexity, full precision")
-        scheme = Scheme(plan.format, plan.bits, plan.group_size, plan.symmetric)
-        round_layers(model, [layer.name for layer in plan.layers], scheme)
+        round_layers(model, [layer.name for layer in plan.layers], plan.scheme)
         rounded = perplexity(model, heldout, "perplexity, round-to-nearest")
     return {"full_precision": full, "round_to_nearest": rounded}
 
@@ -161,7 +158,8 @@ def _measure_base(
 def _result(layer: QuantizedLayer, report: dict[str, Any], prepared: Prepared) -> LayerResult:
     return LayerResult(
         name=layer.name,
-        bits=prepared.plan.bits,
+        bits=prepared.plan.scheme.bits_of(layer.name),
+        stored_bits=prepared.plan.scheme.stored_of(layer.name),
         group_size=prepared.plan.group_size,
         rtn_error=report["rounded_errors"][layer.name],
         error=report["errors"][layer.name],
@@ -179,10 +177,9 @@ def _write(prepared: Prepared, base: Path, state: SearchState, blocks: int, out:
     kept_whole = plan.full_precision_layers
     with disk_full_is_an_os_error():
         if plan.format == "awq":
-            write_gemm(dict(others), layers, config, plan.group_size, kept_whole, out)
+            write_gemm(dict(others), layers, config, plan.scheme, kept_whole, out)
         else:
-            args = QuantizationArgs(**weight_arguments(plan))
-            write_packed(others, layers, config, args, kept_whole, out)
+            write_packed(others, layers, config, plan.scheme, kept_whole, out)
         load_tokenizer(base).save_pretrained(out)
         if (base / "generation_config.json").exists():
             GenerationConfig.from_pretrained(base).save_pretrained(out)

@@ -14,7 +14,6 @@ from typing import Any
 
 from qsun.checkpoint_files import read_config_file
 from qsun.config import RunConfig
-from qsun.decode_checkpoint import scheme_of
 from qsun.errors import ConfigError, ModelError, OutputError, bullet_list
 from qsun.files import digest_folder, publish_folder, refuse_used_folder, write_json
 from qsun.jobs.check_tune import check_model, check_settings, definition_of
@@ -24,6 +23,7 @@ from qsun.models import serving_dtype as dtype_of
 from qsun.processes import first_process_first, rank
 from qsun.progress import announce
 from qsun.records import new_record
+from qsun.scheme import scheme_of
 from qsun.skeleton import skeleton
 from qsun.tasks.checkers import require_checker
 from qsun.tasks.definition import TaskDefinition, load_task

@@ -123,7 +123,7 @@ def apply_awq(
         n_grid=grid_points,
     )
     quantizer = QuantizationModifier(
-        config_groups={"group_0": {"targets": ["Linear"], "weights": weight_arguments(plan)}},
+        config_groups={"group_0": {"targets": ["Linear"], "weights": plan.arguments}},
         ignore=list(plan.full_precision_layers),
     )
     batches = [
@@ -146,17 +146,6 @@ def apply_awq(
             pipeline="sequential",
         )
     return Smoothed(smoother._gains, smoother._input_scales, smoother._output_scales)
-
-
-def weight_arguments(plan: Plan) -> dict[str, Any]:
-    """The plan's scheme as compressed-tensors' quantization arguments."""
-    return {
-        "num_bits": plan.bits,
-        "type": "int",
-        "symmetric": plan.symmetric,
-        "strategy": "group",
-        "group_size": plan.group_size,
-    }
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from compressed_tensors.quantization import QuantizationArgs
 
 from qsun.block import LAYERS, Block, Stage
 from qsun.config import SearchConfig
-from qsun.quantize.awq import weight_arguments
 from qsun.quantize.layer_search import Found, Inputs, search_layers
 from qsun.quantize.mappings import SMOOTHINGS, assert_kv_neutral
 from qsun.quantize.plan import Plan
@@ -63,7 +62,7 @@ class BlockSearch:
     def __init__(self, plan: Plan, search: SearchConfig, points: int, dtype: torch.dtype) -> None:
         self._planned = {layer.name for layer in plan.layers}
         self._smoothings = SMOOTHINGS[plan.architecture]
-        self._args = QuantizationArgs(**weight_arguments(plan))
+        self._scheme = plan.scheme
         self._search, self._points, self._dtype = search, points, dtype
 
     def run(
@@ -93,7 +92,7 @@ class BlockSearch:
             layers = search_layers(
                 {f"{LAYERS}.{index}.{name}": weights[name] for name in ours},
                 Inputs(summed.gram, _crossed(summed.cross, smoothed.scales.get(stage))),
-                self._args,
+                self._arguments(index, stage),
                 self._search,
                 self._dtype,
             )
@@ -101,6 +100,11 @@ class BlockSearch:
                 block.linear(name).weight.copy_(one.layer.weight())
             found += layers
         return BlockFound(found, smoothed.others, smoothed.gains)
+
+    def _arguments(self, index: int, stage: Stage) -> QuantizationArgs:
+        """How a stage's layers are rounded: all to the same bits, for vLLM runs them as one."""
+        bits = self._scheme.bits_of(f"{LAYERS}.{index}.{stage.value[0]}")
+        return QuantizationArgs(**self._scheme.arguments(bits))
 
     def _smooth(
         self,
@@ -123,7 +127,7 @@ class BlockSearch:
                 [weights[name].t() for name in targets],
                 summed.gram,
                 summed.absolute / summed.weight,
-                self._args,
+                self._arguments(index, stage),
                 self._points,
                 self._dtype,
             )

@@ -115,9 +115,7 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> Bl
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     ]
-    args = QuantizationArgs(
-        num_bits=plan.bits, symmetric=plan.symmetric, strategy="group", group_size=plan.group_size
-    )
+    args = QuantizationArgs(**plan.arguments)
 
     def quantize() -> None:
         for weight in weights:

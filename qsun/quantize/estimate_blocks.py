@@ -68,11 +68,10 @@ def _search_one_block(plan: Plan, blocks: int, search: SearchConfig) -> float:
     import torch
     from compressed_tensors.quantization import QuantizationArgs
 
-    from qsun.quantize.awq import weight_arguments
     from qsun.quantize.layer_search import Inputs, search_layers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args = QuantizationArgs(**weight_arguments(plan))
+    args = QuantizationArgs(**plan.arguments)
     stages: dict[int, int] = {}
     for layer in plan.layers[: len(plan.layers) // blocks]:
         stages[layer.in_features] = stages.get(layer.in_features, 0) + layer.out_features

@@ -11,11 +11,13 @@ from typing import Any
 class LayerResult:
     """One quantized layer: relative output errors and the digest of its codes, zeros, scales.
 
-    `rtn_error` is round-to-nearest without smoothing, `error` is what was written.
+    `rtn_error` is round-to-nearest without smoothing, `error` is what was written; its codes have
+    `bits`, packed in `stored_bits`.
     """
 
     name: str
     bits: int
+    stored_bits: int
     group_size: int
     rtn_error: float
     error: float

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
 from qsun.config import QuantizeConfig
 from qsun.errors import PlanError, bullet_list
-from qsun.quantize.mappings import FUSED, SMOOTHINGS
+from qsun.quantize.mappings import SMOOTHINGS
+from qsun.quantize.plan_limits import (
+    bits_limits,
+    format_limits,
+    indivisible_shards,
+    split_fusions,
+    unaligned_layers,
+)
+from qsun.scheme import Scheme, candidate_bits
 from qsun.skeleton import LinearShape
-
-GROUP_SIZES = (128, 64, 32)
-ROW_PARALLEL = ("o_proj", "down_proj")  # vLLM shards their inputs, every other layer's outputs
-AWQ_WORD = 8  # output channels in one int32 of AutoAWQ's layout
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be quantized and how. Layers are in model order."""
+    """What will be quantized and how. Layers are in model order.
+
+    `stored_bits` is None where codes are packed in as many bits as they have. With `target_bits`,
+    `layer_bits` are unknown until errors were measured; `bits` is the most that a layer may have.
+    """
 
     architecture: str
     bits: int
@@ -28,6 +36,30 @@ class Plan:
     format: str
     layers: tuple[LinearShape, ...]
     full_precision_layers: tuple[str, ...]
+    stored_bits: int | None = None
+    target_bits: float | None = None
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of the module that it makes."""
+        return Scheme(
+            self.format,
+            self.bits,
+            self.group_size,
+            self.symmetric,
+            self.stored_bits,
+            self.layer_bits,
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Quantization arguments for `bits`."""
+        return self.scheme.arguments(self.bits)
+
+    def with_bits(self, layer_bits: Mapping[str, int]) -> Plan:
+        """The plan with each layer's own bits."""
+        return replace(self, bits=max(layer_bits.values()), layer_bits=dict(layer_bits))
 
     @property
     def weight_count(self) -> int:
@@ -35,10 +67,24 @@ class Plan:
         return sum(layer.in_features * layer.out_features for layer in self.layers)
 
     @property
+    def code_bits(self) -> float:
+        """Mean bits of a code; at most so many where layers are still to get theirs."""
+        if self.target_bits is not None and not self.layer_bits:
+            return self.target_bits
+        weights = ((one.in_features * one.out_features, one.name) for one in self.layers)
+        bits_of = self.scheme.bits_of
+        return sum(count * bits_of(name) for count, name in weights) / self.weight_count
+
+    @property
+    def packed_bits(self) -> float:
+        """Mean bits that a code takes on disk."""
+        return self.code_bits if self.stored_bits is None else float(self.stored_bits)
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight: the code, plus its share of a 16-bit scale and a zero."""
-        zero_bits = 0 if self.symmetric else self.bits
-        return self.bits + (16 + zero_bits) / self.group_size
+        zero_bits = 0 if self.symmetric else self.packed_bits
+        return self.packed_bits + (16 + zero_bits) / self.group_size
 
     @property
     def layer_bytes(self) -> int:
@@ -56,26 +102,31 @@ def make_plan(
     """
     architecture = config["architectures"][0]
     check_architecture(config)
+    candidates = candidate_bits(settings.format, settings.stored_bits)
     problems = _unused_patterns(shapes, settings)
     kept = [shape for shape in shapes if _kept(shape.name, settings.keep_full_precision)]
     layers = [shape for shape in shapes if shape not in kept]
     if not layers:
         problems.append("keep_full_precision leaves no layer to quantize")
-    problems += _split_fusions(layers, kept)
-    problems += _indivisible_shards(config, layers, settings.tensor_parallel)
+    problems += split_fusions(layers, kept)
+    problems += indivisible_shards(config, layers, settings.tensor_parallel)
     if not problems:
-        problems += _unaligned_layers(layers, settings)
-    problems += _format_limits(layers, settings)
+        problems += unaligned_layers(layers, settings)
+    problems += format_limits(layers, settings) + bits_limits(settings)
     if problems:
         raise PlanError(f"this quantization cannot be done:\n{bullet_list(problems)}")
     return Plan(
         architecture=architecture,
-        bits=settings.bits,
+        bits=settings.bits if settings.target_bits is None else max(candidates),
         group_size=settings.group_size,
         symmetric=settings.symmetric,
         format=settings.format,
         layers=tuple(layers),
         full_precision_layers=tuple(shape.name for shape in kept),
+        stored_bits=settings.stored_bits
+        if settings.target_bits is not None or settings.stored_bits != settings.bits
+        else None,
+        target_bits=settings.target_bits,
     )
 
 
@@ -104,103 +155,3 @@ def _unused_patterns(shapes: Sequence[LinearShape], settings: QuantizeConfig) ->
         for pattern in settings.keep_full_precision
         if not any(_kept(shape.name, [pattern]) for shape in shapes)
     ]
-
-
-def _split_fusions(layers: Sequence[LinearShape], kept: Sequence[LinearShape]) -> list[str]:
-    quantized = {shape.name for shape in layers}
-    problems = []
-    for shape in kept:
-        parent, _, last = shape.name.rpartition(".")
-        for fused in FUSED:
-            mates = [name for name in fused if f"{parent}.{name}" in quantized]
-            if last in fused and mates:
-                problems.append(
-                    f"{shape.name} would stay in full precision but {', '.join(mates)} beside it "
-                    "would not: vLLM runs them as one matrix, so keep all of them or none"
-                )
-    return problems
-
-
-def _indivisible_shards(
-    config: Mapping[str, Any], layers: Sequence[LinearShape], tensor_parallel: int
-) -> list[str]:
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    problems = []
-    if heads % tensor_parallel or (kv_heads % tensor_parallel and tensor_parallel % kv_heads):
-        problems.append(
-            f"tensor_parallel {tensor_parallel} does not divide the model's {heads} attention "
-            f"heads and {kv_heads} KV heads"
-        )
-    uneven = [layer for layer in layers if _split_features(layer) % tensor_parallel]
-    if uneven:
-        problems.append(
-            f"tensor_parallel {tensor_parallel} does not divide {len(uneven)} layers, "
-            f"{uneven[0].name} ({_split_features(uneven[0])} features) first"
-        )
-    return problems
-
-
-def _row_parallel(layer: LinearShape) -> bool:
-    return layer.name.rpartition(".")[2] in ROW_PARALLEL
-
-
-def _split_features(layer: LinearShape) -> int:
-    return layer.in_features if _row_parallel(layer) else layer.out_features
-
-
-def _unaligned_layers(layers: Sequence[LinearShape], settings: QuantizeConfig) -> list[str]:
-    offenders = [
-        layer for layer in layers if not _fits(layer, settings.group_size, settings.tensor_parallel)
-    ]
-    if not offenders:
-        return []
-    fitting = [
-        str(size)
-        for size in GROUP_SIZES
-        if all(_fits(layer, size, settings.tensor_parallel) for layer in layers)
-    ]
-    shards = settings.tensor_parallel
-    remedy = (
-        f"group_size {' or '.join(fitting)} fits every layer"
-        if fitting
-        else "no group size fits every layer: list these under keep_full_precision"
-    )
-    widths = sorted({_shard_width(layer, shards) for layer in offenders})
-    sharding = f", sharded {shards} ways" if shards > 1 else ""
-    named = bullet_list(
-        (f"{layer.name} ({_shard_width(layer, shards)} inputs)" for layer in offenders), at_most=4
-    )
-    return [
-        f"group_size {settings.group_size} does not divide the inputs of {len(offenders)} of "
-        f"{len(layers)} layers ({', '.join(map(str, widths))} inputs{sharding}); {remedy}:\n"
-        + "\n".join(f"  {line}" for line in named.splitlines())
-    ]
-
-
-def _shard_width(layer: LinearShape, tensor_parallel: int) -> int:
-    return layer.in_features // (tensor_parallel if _row_parallel(layer) else 1)
-
-
-def _fits(layer: LinearShape, group_size: int, tensor_parallel: int) -> bool:
-    return _shard_width(layer, tensor_parallel) % group_size == 0
-
-
-def _format_limits(layers: Sequence[LinearShape], settings: QuantizeConfig) -> list[str]:
-    if settings.format != "awq":
-        return []
-    problems = []
-    if settings.bits != 4 or settings.symmetric:
-        problems.append(
-            "format awq (AutoAWQ GEMM) holds 4-bit asymmetric codes only: "
-            "use compressed-tensors, or bits 4 and symmetric false"
-        )
-    narrow = [
-        layer.name for layer in layers if layer.out_features % (AWQ_WORD * settings.tensor_parallel)
-    ]
-    if narrow:
-        problems.append(
-            f"format awq packs {AWQ_WORD} output channels a word: {len(narrow)} layers do not "
-            f"fill whole words, {narrow[0]} first; use compressed-tensors"
-        )
-    return problems

@@ -15,7 +15,7 @@ from qsun.checkpoint_files import Tensors
 from qsun.decode_checkpoint import DecodeCheckpoint, load_dequantized
 from qsun.models import load_model, load_tokenizer, on_accelerator, serving_dtype
 from qsun.progress import announce, track
-from qsun.quantize.awq import Smoothed, apply_awq, weight_arguments
+from qsun.quantize.awq import Smoothed, apply_awq
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.layer_error import output_error, sample_inputs
 from qsun.quantize.outcome import LayerResult, Quantization, tensor_bytes
@@ -84,7 +84,7 @@ def _round_all(
 ) -> dict[str, float]:
     from compressed_tensors.quantization import QuantizationArgs
 
-    arguments = QuantizationArgs(**weight_arguments(plan))
+    arguments = QuantizationArgs(**plan.arguments)
     modules = dict(model.named_modules())
     errors = {}
     for layer in track(plan.layers, "round-to-nearest", len(plan.layers)):
@@ -125,6 +125,7 @@ def _layer_results(
             LayerResult(
                 name=layer.name,
                 bits=plan.bits,
+                stored_bits=plan.scheme.stored_of(layer.name),
                 group_size=plan.group_size,
                 rtn_error=rtn_errors[layer.name],
                 error=output_error(inputs[layer.name], original, stand_in),

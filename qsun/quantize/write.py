@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import bullet_list
 from qsun.files import disk_full_is_an_os_error
 from qsun.gemm_checkpoint import write_gemm
+from qsun.packed_checkpoint import write_packed
 from qsun.quantize.grid import quantized_layer
 from qsun.quantize.plan import Plan
 from qsun.quiet import hushed
@@ -24,8 +26,8 @@ def write_checkpoint(
     """Write the model that `apply_awq` prepared; the model is of no further use afterwards."""
     model.config._name_or_path = ""
     with disk_full_is_an_os_error(), hushed():
-        if plan.format == "awq":
-            _write_gemm(model, plan, folder)
+        if plan.format == "awq" or plan.stored_bits is not None:
+            _write_layers(model, plan, folder)
         else:
             model.save_pretrained(folder, save_compressed=True)
             (folder / "recipe.yaml").unlink(missing_ok=True)
@@ -45,7 +47,7 @@ def _empty(model: PreTrainedModel) -> None:
             module._buffers.clear()
 
 
-def _write_gemm(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
+def _write_layers(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
     modules = dict(model.named_modules())
     planned = {layer.name for layer in plan.layers}
     others = {
@@ -56,9 +58,12 @@ def _write_gemm(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
     if model.config.tie_word_embeddings:
         others.pop("lm_head.weight", None)
     layers = (quantized_layer(layer.name, modules[layer.name]) for layer in plan.layers)
-    write_gemm(
-        others, layers, model.config.to_dict(), plan.group_size, plan.full_precision_layers, folder
-    )
+    whole = plan.full_precision_layers
+    if plan.format == "awq":
+        write_gemm(others, layers, model.config.to_dict(), plan.scheme, whole, folder)
+    else:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        write_packed(others.items(), layers, config, plan.scheme, whole, folder)
 
 
 def check_written(checkpoint_layers: Iterator[QuantizedLayer], digests: Mapping[str, str]) -> None:

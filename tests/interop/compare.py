@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
-from qsun.autoawq import BITS
 from qsun.checkpoint_files import Tensors
 from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer
 from qsun.errors import bullet_list
 from qsun.files import sha256_file
 from qsun.records import Record, new_record, read_record
+from qsun.scheme import AWQ_BITS
 
 UNPACK = Path(__file__).with_name("autoawq_unpack.py")
-MIDDLE = 2 ** (BITS - 1)  # AutoAWQ's codes are unsigned, qsun's signed
+MIDDLE = 2 ** (AWQ_BITS - 1)  # AutoAWQ's codes are unsigned, qsun's signed
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from qsun.checkpoint_files import read_config_file
 from qsun.config import VerifyConfig
 from qsun.decode_checkpoint import (
     DecodeCheckpoint,
-    Scheme,
     load_dequantized,
-    scheme_of,
 )
 from qsun.handoff import Boundary
 from qsun.models import load_model
@@ -25,12 +23,13 @@ from qsun.prefill_module import load_prefill
 from qsun.progress import announce
 from qsun.references import Reference, read_references
 from qsun.rounding import round_layers
+from qsun.scheme import Scheme, scheme_of
 from qsun.verdict import Check, Outcome
 from qsun.verify.numeric.cache_drift import LayerDrift, cache_drift
 from qsun.verify.numeric.decode_module import (
     EXPORT_AGAIN,
     OTHER_WEIGHTS,
-    scales_check,
+    codes_checks,
     tuned_through_checks,
 )
 from qsun.verify.numeric.hand_off_drift import Drift, hand_off_drift
@@ -66,7 +65,7 @@ def numeric_checks(
     scheme, boundary = scheme_of(config), Boundary(subject.boundary)
     rows = {task: read_references(path, config["vocab_size"]) for task, path in references.items()}
     announce("numeric: loading the base model and the decode module")
-    checks = [] if scheme is None else [scales_check(subject.decode)]
+    checks = [] if scheme is None else codes_checks(subject.decode)
     readers = _readers(subject.decode, base, config, scheme)
     checks += tuned_through_checks(subject, scheme)
     announce("numeric: K and V, layer by layer")

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from re import match
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qsun.errors import ModelError
+from qsun.scheme import Scheme
 from qsun.verify.static.headers import TensorHeader
 from qsun.verify.static.model_folder import checked_layout
-
-if TYPE_CHECKING:
-    from qsun.decode_checkpoint import Scheme
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -133,6 +131,7 @@ def tensor_misfits(
         for name in packed:
             shapes |= packed_shapes(name, shapes.pop(f"{name}.weight"), scheme)
         problems = _wrongly_kept(config, expected, packed) + _no_integers(found)
+        problems += _without_bits(scheme, packed)
     problems += [
         f"{name}: missing" for name in shapes if name not in found and name not in expected.optional
     ]
@@ -161,12 +160,12 @@ def packed_shapes(name: str, shape: tuple[int, ...], scheme: Scheme) -> Shapes:
             f"{name}.scales": (groups, outputs),
         }
     packed: Shapes = {
-        f"{name}.weight_packed": (outputs, _words(inputs, scheme.bits)),
+        f"{name}.weight_packed": (outputs, _words(inputs, scheme.stored_of(name))),
         f"{name}.weight_scale": (outputs, groups),
         f"{name}.weight_shape": (2,),
     }
     if not scheme.symmetric:
-        packed[f"{name}.weight_zero_point"] = (_words(outputs, scheme.bits), groups)
+        packed[f"{name}.weight_zero_point"] = (_words(outputs, scheme.stored_of(name)), groups)
     return packed
 
 
@@ -196,6 +195,14 @@ def _wrongly_kept(
     ]
     return wrong + [
         f"{name}: quantized, the config says it is not" for name in packed if _named(name, kept)
+    ]
+
+
+def _without_bits(scheme: Scheme, packed: Sequence[str]) -> list[str]:
+    return [
+        f"{name}: quantized, the config does not say to how many bits"
+        for name in packed
+        if scheme.layer_bits and name not in scheme.layer_bits
     ]
 
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qsun.checkpoint_files import read_config_file
 from qsun.errors import ModelError
 from qsun.kv_layout import DTYPE_BYTES, KvLayout, kv_layout
+from qsun.scheme import Scheme, scheme_of
 from qsun.verify.static.headers import TensorHeader, checkpoint_headers
 from qsun.verify.static.json_files import read_mapping
-
-if TYPE_CHECKING:
-    from qsun.decode_checkpoint import Scheme
 
 CONFIG = "config.json"
 COUNTS = ("layers", "kv_heads", "head_dim", "max_tokens", "vocabulary")
@@ -92,8 +90,6 @@ def read_scheme(config: Mapping[str, Any]) -> Scheme | None:
     """
     if config.get("quantization_config") is None:
         return None
-    from qsun.decode_checkpoint import scheme_of  # imports torch: only where it is needed
-
     try:
         return scheme_of(config)
     except (KeyError, TypeError, AttributeError) as error:
