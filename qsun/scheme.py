@@ -38,13 +38,14 @@ class Scheme:
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "asymmetric"
         stored = "" if self.stored_bits is None else f"stored in {self.stored_bits} bits, "
-        return f"W{self._bits_text()}A16 {kind}, group {self.group_size}, {stored}{self.format}"
+        return f"{self._bits_text()} {kind}, group {self.group_size}, {stored}{self.format}"
 
     def _bits_text(self) -> str:
-        counts = sorted(Counter(self.layer_bits.values()).items())
+        counts = dict(sorted(Counter(self.layer_bits.values()).items()))
         if not counts:
-            return str(self.bits)
-        return "+".join(f"{bits}x{layers}" for bits, layers in counts)
+            return f"W{self.bits}A16"
+        layers = ", ".join(map(str, counts.values()))
+        return f"W{'+'.join(map(str, counts))}A16 ({layers} layers)"
 
     def bits_of(self, layer: str) -> int:
         """Bits of a layer's codes."""

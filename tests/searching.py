@@ -74,12 +74,12 @@ def copy_search(config: Path, folder: Path) -> Path:
     return folder / "run" / "run.yaml"
 
 
-def interrupt(config: Path) -> None:
+def interrupt(config: Path, *options: str) -> None:
     """Begin a search that fails in its third block, with the streams before it kept."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, BlockWalk, "quantize", 2, fail)
         with pytest.raises(RuntimeError, match=FAILURE):
-            search(config, *EVERY_BLOCK)
+            search(config, *EVERY_BLOCK, *options)
 
 
 def stop_at(

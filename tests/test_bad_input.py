@@ -107,14 +107,14 @@ def test_awq_format_holds_4_bit_asymmetric_alone(
     tmp_path: Path, tiny_folder: Path, change: dict[str, object]
 ) -> None:
     message = refused(write_config(tmp_path, tiny_folder, quantize__format="awq", **change), 5)
-    assert "holds 4-bit asymmetric codes only" in message
-    assert "use compressed-tensors, or bits 4 and symmetric false" in message
+    assert "packs asymmetric codes in 4 bits only" in message
+    assert "or symmetric false with bits 4, or with stored_bits 4 and fewer" in message
 
 
 def test_the_format_flag_wins_over_set_and_file(tmp_path: Path, tiny_folder: Path) -> None:
     config = write_config(tmp_path, tiny_folder, quantize__bits=4)
     options = ["--set", "quantize.bits=8", "--set", "quantize.format=compressed-tensors"]
-    assert "4-bit asymmetric" in refused(config, 5, *options, "--format", "awq")
+    assert "asymmetric codes in 4 bits" in refused(config, 5, *options, "--format", "awq")
 
 
 def test_tensor_parallel_must_divide_heads_and_layers(tmp_path: Path, tiny_folder: Path) -> None:
@@ -166,6 +166,37 @@ def test_three_bits_cannot_pass_a_load_check(tmp_path: Path, tiny_folder: Path) 
     config = write_config(tmp_path, tiny_folder, quantize__bits=3, load_check__mode="required")
     message = refused(config, 5)
     assert "no kernel for 3-bit weights" in message
+    assert "--set quantize.stored_bits=4" in message
+    assert "--set load_check.mode=skip" in message
+
+
+def test_8_bits_fit_into_no_kernel_of_a_cpu(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder, quantize__bits=8, load_check__mode="required")
+    message = refused(config, 5)
+    assert "no kernel for 8-bit weights" in message
+    assert "stored_bits" not in message
+
+
+def test_bits_by_layer_are_refused_where_some_could_not_be_served(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    settings = {"quantize__engine": "qsun", "quantize__search": {"positions": "all"}}
+    config = write_config(tmp_path, tiny_folder, load_check__mode="required", **settings)
+    message = refused(config, 5, "--target-bits", "3.25")
+    assert "no kernel for 2 and 3 and 8-bit weights" in message
+    assert "--set quantize.stored_bits=4" in message
+
+
+def test_bits_by_layer_are_engine_qsuns(tmp_path: Path, tiny_folder: Path) -> None:
+    message = refused(write_config(tmp_path, tiny_folder), 5, "--target-bits", "3.25")
+    assert "target_bits is engine qsun's, and engine is llmcompressor" in message
+
+
+def test_more_bits_than_a_layer_may_have_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    settings = {"quantize__engine": "qsun", "quantize__search": {"positions": "all"}}
+    config = write_config(tmp_path, tiny_folder, quantize__stored_bits=4, **settings)
+    message = refused(config, 5, "--target-bits", "4.5")
+    assert "target_bits 4.5 is above the 4 bits that a layer may have" in message
     assert "--set load_check.mode=skip" in message
 
 

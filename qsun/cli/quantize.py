@@ -32,6 +32,11 @@ from qsun.config import load_config
     type=click.Choice(["qsun", "llmcompressor"]),
     help="What searches for codes; the same as --set quantize.engine=...",
 )
+@click.option(
+    "--target-bits",
+    type=float,
+    help="Mean bits of a weight, each layer getting its own; engine qsun only.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted search of engine qsun.")
 @click.option("--tensor-parallel", type=int, help="GPUs that one decode worker will span.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -42,6 +47,7 @@ def command(
     dry_run: bool,
     layout: str | None,
     engine: str | None,
+    target_bits: float | None,
     resume: bool,
     tensor_parallel: int | None,
     as_json: bool,
@@ -54,6 +60,7 @@ def command(
     flags = [f"quantize.format={layout}"] if layout else []
     flags += [f"quantize.engine={engine}"] if engine else []
     flags += [f"quantize.tensor_parallel={tensor_parallel}"] if tensor_parallel is not None else []
+    flags += [f"quantize.target_bits={target_bits}"] if target_bits is not None else []
     run = load_config(config, [*overrides, *flags])
 
     from qsun.jobs.prepare import prepare, warnings_of

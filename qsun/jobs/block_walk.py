@@ -19,6 +19,7 @@ from qsun.config import SearchConfig
 from qsun.jobs.prepare import Prepared
 from qsun.models import serving_dtype
 from qsun.prefill_module import PrefillTensors
+from qsun.quantize.bit_errors import LayerErrors
 from qsun.quantize.block_search import BlockFound, BlockSearch
 
 PLAIN_TOKENS = 1  # tokens read whole for each position that is served
@@ -65,6 +66,12 @@ class BlockWalk:
         """Quantize block `index`, before which the streams stand."""
         self._load(index)
         return self._block_search.run(index, self._quantized, self._moments, self.streams.restart)
+
+    @torch.no_grad()
+    def errors(self, index: int, candidates: Sequence[int]) -> list[list[LayerErrors]]:
+        """What each number of bits would do to each stage's layers, on exact inputs."""
+        self._load(index)
+        return self._block_search.errors(index, self._exact, self._moments, candidates)
 
     @torch.no_grad()
     def advance(self) -> None:

@@ -135,6 +135,10 @@ def _quantize_and_check(
 ) -> dict[str, Any]:
     _seed(prepared.run.seed)
     calibration, heldout = texts.calibration, texts.heldout
+    if state is not None and prepared.plan.target_bits is not None:
+        from qsun.jobs.choose_bits import choose_bits
+
+        prepared = choose_bits(prepared, base, calibration, state)
     outcome = _quantize(prepared, base, out, texts, state)
     try:
         load_check = _load_check(prepared, base, out, heldout, serving)

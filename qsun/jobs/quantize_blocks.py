@@ -70,10 +70,7 @@ def quantize_by_blocks(
     Raises:
         DataError: no sample is left that a decode module would answer.
     """
-    search = prepared.settings.search
-    samples = calibration.samples
-    if search.positions == "responses":
-        samples = _served(samples, prepared.calibration.max_tokens)
+    samples = searched_samples(prepared, calibration)
     announce("measuring the base model")
     measured = _measure_base(prepared, base, heldout)
     announce(f"searching, over {len(samples)} samples")
@@ -121,6 +118,18 @@ def search_blocks(
                 walk.advance()
                 state.keep_streams(index + 1, walk.streams.tensors)
             shown.update(1)
+
+
+def searched_samples(prepared: Prepared, calibration: SampleSet) -> Sequence[Sample]:
+    """The samples that the search reads.
+
+    Raises:
+        DataError: no sample is left that a decode module would answer.
+    """
+    samples = calibration.samples
+    if prepared.settings.search.positions == "responses":
+        return _served(samples, prepared.calibration.max_tokens)
+    return samples
 
 
 def _served(samples: Sequence[Sample], max_tokens: int) -> list[Sample]:

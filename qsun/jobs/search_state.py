@@ -22,7 +22,7 @@ from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import ConfigError, OutputError, bullet_list
 from qsun.files import disk_full_is_an_os_error, write_json
 
-IDENTITY = "run.json"
+IDENTITY, ERRORS = "run.json", "errors.json"
 BLOCKS, STREAMS = "block-*.safetensors", "streams-*.safetensors"
 PARTS = ("codes", "zeros", "scales")
 
@@ -108,6 +108,25 @@ class SearchState:
         if wrong:
             raise self._damaged(wrong)
 
+    def keep_errors(self, table: Any) -> None:
+        """Keep the table that layers get their bits from: plain values."""
+        if not self.is_started:
+            self._start()
+        write_json(self.folder / ERRORS, table)
+
+    def errors(self) -> Any:
+        """The table of errors; None where none is kept.
+
+        Raises:
+            OutputError: it is damaged.
+        """
+        try:
+            return json.loads((self.folder / ERRORS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._damaged([f"{ERRORS}: {error}"]) from error
+
     def _damaged(self, wrong: list[str]) -> OutputError:
         return OutputError(
             f"--resume: the search in {self.folder} is damaged:\n{bullet_list(wrong)}\n"
@@ -130,8 +149,9 @@ class SearchState:
         """Make the folder; what an unfinished `close` has left there is of another search."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in (*self.folder.glob(BLOCKS), *self.folder.glob(STREAMS)):
-                path.unlink()
+            for kept in (BLOCKS, STREAMS, ERRORS):
+                for path in self.folder.glob(kept):
+                    path.unlink()
             write_json(self.folder / IDENTITY, self._identity)
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror}") from error

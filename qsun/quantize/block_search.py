@@ -5,7 +5,7 @@ Each stage's codes go into the block before the next stage's inputs are asked fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from compressed_tensors.quantization import QuantizationArgs
 
 from qsun.block import LAYERS, Block, Stage
 from qsun.config import SearchConfig
+from qsun.quantize.bit_errors import LayerErrors, layer_errors
 from qsun.quantize.layer_search import Found, Inputs, search_layers
 from qsun.quantize.mappings import SMOOTHINGS, assert_kv_neutral
 from qsun.quantize.plan import Plan
@@ -85,7 +86,7 @@ class BlockSearch:
             restart()
         found: list[Found] = []
         for stage in Stage:
-            ours = [name for name in stage.value if f"{LAYERS}.{index}.{name}" in self._planned]
+            ours = self._ours(index, stage)
             if not ours:
                 continue
             summed = moments_of(stage)
@@ -100,6 +101,29 @@ class BlockSearch:
                 block.linear(name).weight.copy_(one.layer.weight())
             found += layers
         return BlockFound(found, smoothed.others, smoothed.gains)
+
+    def errors(
+        self,
+        index: int,
+        block: Block,
+        moments_of: Callable[[Stage], Summed],
+        candidates: Sequence[int],
+    ) -> list[list[LayerErrors]]:
+        """What each number of bits would do to the layers of each stage, in a block as it is."""
+        found = []
+        for stage in Stage:
+            names = self._ours(index, stage)
+            if names:
+                weights = {
+                    f"{LAYERS}.{index}.{name}": block.linear(name).weight.float() for name in names
+                }
+                gram = moments_of(stage).gram
+                found.append(layer_errors(weights, gram, self._scheme, candidates, self._dtype))
+        return found
+
+    def _ours(self, index: int, stage: Stage) -> list[str]:
+        """The stage's layers that are quantized, named as within a block."""
+        return [name for name in stage.value if f"{LAYERS}.{index}.{name}" in self._planned]
 
     def _arguments(self, index: int, stage: Stage) -> QuantizationArgs:
         """How a stage's layers are rounded: all to the same bits, for vLLM runs them as one."""
