@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationArgs
 from transformers import AutoModelForCausalLM
 
 from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer, load_dequantized
 from qsun.errors import ModelError
 from qsun.files import write_json
 from qsun.gemm_checkpoint import rewrite_as_gemm
+from qsun.models import load_model
 from qsun.packed_checkpoint import write_packed
 from qsun.records import read_record
+from qsun.rounding import round_layers, round_to_nearest
 from qsun.scheme import Scheme, scheme_of
 from qsun.verdict import Outcome
 from qsun.verify.numeric.decode_module import codes_checks
@@ -200,3 +203,16 @@ def test_a_layer_without_bits_of_its_own_is_a_misfit(tmp_path: Path) -> None:
     found = tensor_misfits(opened.config, opened.scheme, opened.headers)
     assert f"{NAMES[2]}: quantized, the config does not say to how many bits" in found
     assert not any("how many bits" in line and NAMES[0] in line for line in found)
+
+
+@pytest.mark.parametrize("layer_bits", [{}, {NAMES[0]: 2}])
+def test_the_control_is_rounded_to_the_codes_own_bits(
+    layer_bits: dict[str, int], tiny_folder: Path
+) -> None:
+    scheme = Scheme("compressed-tensors", 3, 32, False, 4, layer_bits)
+    rounded, exact = load_model(tiny_folder, "bfloat16"), load_model(tiny_folder, "bfloat16")
+    round_layers(rounded, NAMES, scheme)
+    for name in NAMES:
+        args = QuantizationArgs(**scheme.arguments(layer_bits.get(name, 3)))
+        expected = round_to_nearest(exact.get_submodule(name).weight, args)
+        assert torch.equal(rounded.get_submodule(name).weight, expected)
