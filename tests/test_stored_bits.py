@@ -194,6 +194,27 @@ def test_code_bits_that_cannot_be_are_refused(own: object, tmp_path: Path) -> No
         scheme_of(config)
 
 
+def test_several_groups_tell_the_codes_bits_already(tmp_path: Path) -> None:
+    bits = dict(zip(NAMES, (2, 3, 4), strict=True))
+    scheme = Scheme("compressed-tensors", 4, 32, False, None, bits)
+    write_packed([], packed_layers((2, 3, 4)), CONFIG, scheme, ["lm_head"], tmp_path)
+    with pytest.raises(ModelError, match="code_bits"):
+        scheme_of(config_of(tmp_path) | {"code_bits": 2})
+
+
+@pytest.mark.parametrize("targets", [["Linear"], [NAMES[1]], ["re:.*up_proj"]])
+def test_groups_that_do_not_name_each_layer_once_are_refused(
+    targets: list[str], tmp_path: Path
+) -> None:
+    bits = dict(zip(NAMES, (2, 3, 4), strict=True))
+    scheme = Scheme("compressed-tensors", 4, 32, False, None, bits)
+    write_packed([], packed_layers((2, 3, 4)), CONFIG, scheme, ["lm_head"], tmp_path)
+    config = config_of(tmp_path)
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = targets
+    with pytest.raises(ModelError, match="do not name each of their layers, once"):
+        scheme_of(config)
+
+
 def test_a_layer_without_bits_of_its_own_is_a_misfit(tmp_path: Path) -> None:
     made = packed_layers((2, 3, 4))
     bits = {NAMES[0]: 2, NAMES[1]: 3}

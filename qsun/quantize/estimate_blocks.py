@@ -13,9 +13,11 @@ from typing import Any
 from qsun.config import SearchConfig
 from qsun.quantize.estimate import PROCESS_BYTES, VALUE_BYTES, Estimate, time_one_block
 from qsun.quantize.plan import Plan
+from qsun.scheme import candidate_bits
 from qsun.skeleton import Skeleton
 
 PASSES = 4.2  # over a block: the prefill module's, and two decode modules' with parts taken twice
+TABLE_PASSES = 2.2  # the prefill module's and an exact decode module's, for a table of errors
 BLOCKS_HELD = 4  # three modules' and the weights as float32, which count double
 SQUARES_HELD = 7  # Gram, cross, damped, inverse, ordered, factor and what is being computed
 WIDE, SHRUNK = 1024, 4
@@ -38,7 +40,8 @@ def estimate_blocks(
     other_bytes = (shape.parameters - plan.weight_count) * VALUE_BYTES
     checkpoint = plan.layer_bytes + other_bytes
     model_bytes = shape.parameters * VALUE_BYTES
-    block_s = time_one_block(config, plan, max_tokens).forward_s * samples * PASSES
+    block_s = time_one_block(config, plan, max_tokens).forward_s * samples
+    block_s *= PASSES + (0 if plan.target_bits is None else TABLE_PASSES)
     return Estimate(
         memory_bytes=_memory(plan, config, model_bytes, blocks, samples * max_tokens, max_tokens),
         disk_bytes=checkpoint + plan.weight_count + (model_bytes if converts else 0),
@@ -68,6 +71,7 @@ def _search_one_block(plan: Plan, blocks: int, search: SearchConfig) -> float:
     import torch
     from compressed_tensors.quantization import QuantizationArgs
 
+    from qsun.quantize.bit_errors import layer_errors
     from qsun.quantize.layer_search import Inputs, search_layers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,6 +88,9 @@ def _search_one_block(plan: Plan, blocks: int, search: SearchConfig) -> float:
         gram = rows.t() @ rows
         start = time.perf_counter()
         search_layers({"one": weight}, Inputs(gram, gram), args, search, torch.bfloat16)
+        if plan.target_bits is not None:
+            candidates = candidate_bits(plan.format, plan.stored_bits)
+            layer_errors({"one": weight}, gram, plan.scheme, candidates, torch.bfloat16)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
