@@ -149,3 +149,23 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write to .*out\.quantization: File exists"):
         opened(tmp_path).keep_block(0, block())
     assert (tmp_path / "out.quantization").read_text() == "years of work"
+
+
+def test_a_table_of_errors_comes_back_to_its_own_search_alone(tmp_path: Path) -> None:
+    table = [[{"name": "a", "errors": {"2": 1 / 3}}]]
+    opened(tmp_path).keep_errors(table)
+    state = opened(tmp_path, resume=True)
+    assert state.errors() == table
+    (state.folder / "run.json").unlink()  # as an unfinished close leaves it
+    anew = opened(tmp_path)
+    assert anew.errors() is None
+    anew.keep_block(0, block())
+    assert not (anew.folder / "errors.json").exists()
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).keep_errors([])
+    state = opened(tmp_path, resume=True)
+    (state.folder / "errors.json").write_text("[[")
+    with pytest.raises(OutputError, match="errors.json"):
+        state.errors()

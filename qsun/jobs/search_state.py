@@ -120,6 +120,8 @@ class SearchState:
         Raises:
             OutputError: it is damaged.
         """
+        if not self.is_started:
+            return None  # what lies there is of another search
         try:
             return json.loads((self.folder / ERRORS).read_text(encoding="utf-8"))
         except FileNotFoundError:
