@@ -167,5 +167,5 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).keep_errors([])
     state = opened(tmp_path, resume=True)
     (state.folder / "errors.json").write_text("[[")
-    with pytest.raises(OutputError, match="errors.json"):
+    with pytest.raises(OutputError, match=r"errors\.json"):
         state.errors()
