@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from qsun.decode_checkpoint import Scheme
 from qsun.handoff import collate, log_likelihood
 from qsun.models import load_model
 from qsun.prefill_module import load_prefill, save_prefill
 from qsun.rounding import round_layers
+from qsun.scheme import Scheme
 from tests.builders import tiny_model
 from tests.judging import Judging, lower_by, mean
 from tests.peers.layers import linear_layers

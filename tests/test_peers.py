@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qsun.decode_checkpoint import Scheme
 from qsun.models import load_model
 from qsun.rounding import round_layers
+from qsun.scheme import Scheme
 from tests.builders import tiny_model
 from tests.peers.gptq_layout import load_gptq, unpacked
 from tests.peers.layers import linear_layers

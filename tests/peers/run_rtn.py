@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from qsun.checkpoint_files import read_config_file
-from qsun.decode_checkpoint import Scheme
 from qsun.models import load_model, load_tokenizer, serving_dtype
 from qsun.rounding import round_layers
+from qsun.scheme import Scheme
 from tests.peers.layers import linear_layers
 from tests.peers.request import Request, Run, installed, main
 
