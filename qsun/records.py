@@ -17,6 +17,8 @@ from qsun.errors import QsunError
 from qsun.files import GIB, write_json
 
 SCHEMA = 1
+# What people read of a quantization, beside its record.
+REPORT, PICTURE = "records/quantization.md", "records/quantization.svg"
 RECORDED_PACKAGES = (
     "qsun",
     "torch",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from qsun.bundle import read_bundle, write_manifest
 from qsun.decode_checkpoint import DecodeCheckpoint, weights_digest
 from qsun.errors import IncompatibleError
+from qsun.records import PICTURE, REPORT
 from qsun.verdict import VERDICT, require_verdict
 from tests.builders import tiny_model
 from tests.command import Outcome, run_qsun
@@ -82,6 +83,10 @@ def test_a_bundle_is_whole_and_passes(
     ):
         assert (folder / "serving" / name).is_file()
     assert "task" in (folder / "README.md").read_text(encoding="utf-8")
+    for name in (REPORT, PICTURE):
+        assert name in bundle.manifest.files
+        assert (folder / name).read_bytes() == (modules["decode"] / name).read_bytes()
+    assert f"({REPORT})" in (folder / "README.md").read_text(encoding="utf-8")
     with (
         DecodeCheckpoint(folder / "decode") as found,
         DecodeCheckpoint(modules["decode"]) as wanted,

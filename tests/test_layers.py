@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "qsun"
 STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve")
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "files", "progress", "quiet"),
+    ("__init__", "errors", "files", "progress", "quiet", "figures"),
     ("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),

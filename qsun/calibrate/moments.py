@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from qsun.calibrate.row_pairs import RowPairs
+
 
 @dataclass
 class Moments:
@@ -18,7 +20,8 @@ class Moments:
 
     `gram` `[in, in]` is the sum of x^T x; `cross` `[in, in]`, where inputs were given as the
     full-precision decode module reads them, e, too, the sum of e^T x; `absolute` `[in]` that of
-    |x|. `rows` were added, of `weight` together.
+    |x|. `rows` were added, of `weight` together. `pairs` are some of the rows themselves, with
+    their exact ones.
     """
 
     gram: torch.Tensor
@@ -26,6 +29,7 @@ class Moments:
     absolute: torch.Tensor
     rows: int = 0
     weight: float = 0.0
+    pairs: RowPairs | None = None
 
     @classmethod
     def of(cls, inputs: int, device: torch.device, crossed: bool) -> Moments:

@@ -15,6 +15,7 @@ import torch
 from qsun.block import Block, Reading, Stage
 from qsun.calibrate.moments import Moments
 from qsun.calibrate.pieces import Piece
+from qsun.calibrate.row_pairs import RowPairs
 
 Embedding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -75,6 +76,11 @@ class Streams:
         """Positions whose inputs count, over all pieces."""
         return sum(stream.piece.counted_positions for stream in self.streams)
 
+    @property
+    def served_positions(self) -> int:
+        """Those of them that are computed behind a prompt."""
+        return sum(one.piece.counted_positions for one in self.streams if one.prompts is not None)
+
     def write_prompts(self, source: str, prefill: Block) -> None:
         """Let a source's prefill module, its block loaded, write K and V of its prompts."""
         for stream in self.streams:
@@ -86,11 +92,13 @@ class Streams:
     def moments(self, stage: Stage, exact: Block, quantized: Block) -> Moments:
         """Moments of what a stage's layers read, at the positions that count.
 
-        With a quantized stream these are its inputs, crossed with the exact ones.
+        With a quantized stream these are its inputs, crossed with the exact ones and, where they
+        are served, paired with some of them.
         """
         first = exact.linear(stage.value[0])
         crossed = self.streams[0].quantized is not None
         found = Moments.of(first.in_features, exact.device, crossed)
+        pairs = RowPairs(self.served_positions or self.counted_positions)
         for stream in self.streams:
             counted = stream.piece.counted.to(exact.device)
             inputs = _inputs(stage, stream, stream.exact, exact)[counted]
@@ -99,6 +107,9 @@ class Streams:
             else:
                 ours = _inputs(stage, stream, stream.quantized, quantized)[counted]
                 found.add(ours, inputs, stream.piece.weight)
+                if stream.prompts is not None or not self.served_positions:
+                    pairs.add(ours, inputs)
+        found.pairs = pairs if crossed else None
         return found
 
     def restart(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsun.files import size
+from qsun.records import REPORT
 
 if TYPE_CHECKING:
     from qsun.doctor import Finding
@@ -104,7 +105,7 @@ def quantization_text(out: Path, question: str, result: dict[str, Any]) -> str:
         [
             "Relative output error of the worst layers:",
             table(["layer", "round-to-nearest", "quantized"], rows),
-            f"... and {others} better ones (records/quantization.json has all)",
+            f"... and {others} better ones; reasons, coverage and all layers: {REPORT}",
             "",
             *(f"{name + ':':18}{value}" for name, value in facts),
         ]

@@ -20,7 +20,7 @@ from qsun.export.scores import task_section
 from qsun.export.serving_files import COMPOSE_FILE, KUBERNETES_FILE
 from qsun.kv_layout import DTYPE_BYTES
 from qsun.launch_spec import LAUNCH_SPEC, NOTE
-from qsun.records import Record, read_record
+from qsun.records import REPORT, Record, read_record
 
 MODEL_CARD = "README.md"
 # Where a record may lie: among the bundle's, or with its module.
@@ -152,6 +152,9 @@ def _decode_module(manifest: Manifest, record: Record | None) -> Iterator[str]:
         f"| {perplexity['full_precision']:.2f} | {perplexity['round_to_nearest']:.2f} "
         f"| {perplexity['quantized']:.2f} |"
     )
+    if REPORT in manifest.files:
+        yield ""
+        yield f"How each layer fared, and why the worst did: [`{REPORT}`]({REPORT})."
 
 
 def _prefill_modules(manifest: Manifest) -> Iterator[str]:

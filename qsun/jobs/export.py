@@ -32,7 +32,7 @@ from qsun.models import (
 )
 from qsun.prefill_module import ADAPTER_CONFIG, load_prefill
 from qsun.progress import announce
-from qsun.records import new_record, package_versions
+from qsun.records import PICTURE, REPORT, new_record, package_versions
 from qsun.references import Reference, read_references, write_references
 from qsun.scheme import scheme_of
 from qsun.skeleton import skeleton
@@ -98,11 +98,11 @@ def _write_decode(prepared: PreparedExport, folder: Path) -> None:
             f"--format {prepared.format}: {prepared.decode} is {scheme or 'not quantized'}; "
             "quantize it in that format"
         )
-    record = prepared.decode / QUANTIZATION
-    if record.exists():
-        target = folder.parent / QUANTIZATION
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(record, target)
+    for name in (QUANTIZATION, REPORT, PICTURE):
+        if (prepared.decode / name).exists():
+            target = folder.parent / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(prepared.decode / name, target)
 
 
 def _write_prefill(prepared: PreparedExport, one: Chosen, scratch: Path) -> PrefillModule:

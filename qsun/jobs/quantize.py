@@ -50,6 +50,8 @@ def run_quantize(prepared: Prepared, resume: bool = False) -> dict[str, Any]:
         QsunError: nothing was published.
         LoadCheckError: the module is kept beside the output, under a name that says so.
     """
+    from qsun.jobs.quantization_report import write_report
+
     started = time.monotonic()
     if resume and prepared.settings.engine != "qsun":
         raise ConfigError("--resume: engine llmcompressor keeps nothing to go on from")
@@ -76,6 +78,7 @@ def run_quantize(prepared: Prepared, resume: bool = False) -> dict[str, Any]:
             record = new_record("quantization", prepared.run, prepared.run.seed, result)
             if serving is not None:
                 record.versions.update({f"serving/{k}": v for k, v in serving.versions.items()})
+            write_report(prepared.run.name, asdict(record), scratch)
             record.write(scratch / "records" / "quantization.json")
     if state is not None:
         state.close()
@@ -133,6 +136,8 @@ def _quantize_and_check(
     state: SearchState | None,
     serving: ServingEnvironment | None,
 ) -> dict[str, Any]:
+    from qsun.jobs.quantization_report import covered
+
     _seed(prepared.run.seed)
     calibration, heldout = texts.calibration, texts.heldout
     if state is not None and prepared.plan.target_bits is not None:
@@ -147,7 +152,7 @@ def _quantize_and_check(
         raise LoadCheckError(f"{error}\nNot published; kept as {kept}.") from error
     return {
         "plan": _plan(prepared.plan),
-        "calibration": calibration.summary(),
+        "calibration": calibration.summary() | {"coverage": covered(prepared, calibration)},
         "heldout": heldout.summary(),
         "quantization": outcome.summary(),
         "load_check": load_check,

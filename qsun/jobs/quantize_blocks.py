@@ -79,10 +79,11 @@ def quantize_by_blocks(
     search_s = time.monotonic() - start
     blocks = int(prepared.model_config["num_hidden_layers"])
     _write(prepared, base, state, blocks, out)
-    layers, gains = [], []
+    layers, gains, stages = [], [], []
     for kept in state.blocks(blocks):
         layers += [_result(layer, kept.report, prepared) for layer in kept.layers]
         gains += kept.report["gains"]
+        stages += kept.report["stages"]
     announce("reading the checkpoint back")
     with DecodeCheckpoint(out) as checkpoint:
         check_written(checkpoint.layers(), {layer.name: layer.sha256 for layer in layers})
@@ -99,6 +100,7 @@ def quantize_by_blocks(
         checkpoint_bytes=tensor_bytes(out),
         base_bytes=tensor_bytes(base),
         search_s=search_s,
+        stages=stages,
     )
 
 
@@ -148,6 +150,10 @@ def _kept(found: BlockFound) -> KeptBlock:
         "errors": {one.layer.name: one.error for one in found.layers},
         "rounded_errors": {one.layer.name: one.rounded_error for one in found.layers},
         "gains": [asdict(gain) for gain in found.gains],
+        "stages": [asdict(one.stage) for one in found.diagnoses],
+        "numbers": {
+            name: asdict(numbers) for one in found.diagnoses for name, numbers in one.layers.items()
+        },
     }
     return KeptBlock([one.layer for one in found.layers], found.others, report)
 
@@ -173,6 +179,7 @@ def _result(layer: QuantizedLayer, report: dict[str, Any], prepared: Prepared) -
         rtn_error=report["rounded_errors"][layer.name],
         error=report["errors"][layer.name],
         sha256=layer.digest(),
+        numbers=report["numbers"][layer.name],
     )
 
 

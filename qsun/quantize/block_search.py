@@ -15,6 +15,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from qsun.block import LAYERS, Block, Stage
 from qsun.config import SearchConfig
 from qsun.quantize.bit_errors import LayerErrors, layer_errors
+from qsun.quantize.diagnosis import Diagnosis, Pairs, diagnose
 from qsun.quantize.layer_search import Found, Inputs, search_layers
 from qsun.quantize.mappings import SMOOTHINGS, assert_kv_neutral
 from qsun.quantize.plan import Plan
@@ -27,7 +28,12 @@ class Summed(Protocol):
     gram: torch.Tensor
     cross: torch.Tensor | None
     absolute: torch.Tensor
+    rows: int
     weight: float
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """Some of the rows, with full precision's."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,15 @@ class Smoothed:
 
 @dataclass(frozen=True)
 class BlockFound:
-    """A block's quantized layers, what smoothing made of its other tensors, and its gains."""
+    """A block's quantized layers, what smoothing made of its other tensors, and its gains.
+
+    `diagnoses` are of its stages, in their order.
+    """
 
     layers: list[Found]
     others: dict[str, torch.Tensor]
     gains: list[StageGain]
+    diagnoses: list[Diagnosis]
 
 
 class BlockSearch:
@@ -85,22 +95,26 @@ class BlockSearch:
             smoothed = self._smooth(index, block, weights, moments_of)
             restart()
         found: list[Found] = []
+        diagnoses: list[Diagnosis] = []
         for stage in Stage:
             ours = self._ours(index, stage)
             if not ours:
                 continue
             summed = moments_of(stage)
+            named = {f"{LAYERS}.{index}.{name}": weights[name] for name in ours}
+            scales, args = smoothed.scales.get(stage), self._arguments(index, stage)
             layers = search_layers(
-                {f"{LAYERS}.{index}.{name}": weights[name] for name in ours},
-                Inputs(summed.gram, _crossed(summed.cross, smoothed.scales.get(stage))),
-                self._arguments(index, stage),
+                named,
+                Inputs(summed.gram, _crossed(summed.cross, scales)),
+                args,
                 self._search,
                 self._dtype,
             )
             for name, one in zip(ours, layers, strict=True):
                 block.linear(name).weight.copy_(one.layer.weight())
             found += layers
-        return BlockFound(found, smoothed.others, smoothed.gains)
+            diagnoses.append(diagnose(named, layers, summed, scales, args, self._dtype))
+        return BlockFound(found, smoothed.others, smoothed.gains, diagnoses)
 
     def errors(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ class LayerResult:
 
     `rtn_error` is round-to-nearest without smoothing, `error` is what was written; its codes have
     `bits`, packed in `stored_bits`.
+    `numbers` are `diagnosis.LayerNumbers`, None of an engine that does not take them.
     """
 
     name: str
@@ -22,11 +23,15 @@ class LayerResult:
     rtn_error: float
     error: float
     sha256: str
+    numbers: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """The outcome of a run; perplexities are over the held-out text."""
+    """The outcome of a run; perplexities are over the held-out text.
+
+    `stages` are `diagnosis.StageNumbers`, none of an engine that does not take them.
+    """
 
     layers: list[LayerResult]
     smoothing: list[dict[str, Any]]
@@ -36,6 +41,7 @@ class Quantization:
     checkpoint_bytes: int
     base_bytes: int
     search_s: float
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def size_ratio(self) -> float:

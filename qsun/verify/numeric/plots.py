@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from qsun.figures import new_figure
 from qsun.verdict import Check
 
 SYSTEMS = {"decode": "decode module", "round_to_nearest": "round-to-nearest"}
@@ -33,11 +34,7 @@ def write_plots(checks: Iterable[Check], folder: Path) -> list[Path]:
 
 @contextmanager
 def _figure(folder: Path, name: str, written: list[Path]) -> Iterator[Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     yield figure.add_subplot()
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "svg"):
