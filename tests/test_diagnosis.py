@@ -190,6 +190,19 @@ def test_directions_and_independence_have_their_bounds() -> None:
     assert reach(torch.eye(INPUTS), weight().t()) == pytest.approx(1, rel=1e-3)
 
 
+def test_independence_is_what_weaker_inputs_leave_of_each_input() -> None:
+    rows = correlated().double()
+    order = rows.square().sum(dim=0).argsort()
+    left = 0.0
+    for at, one in enumerate(order.tolist()):
+        weaker, wanted = rows[:, order[:at]], rows[:, one : one + 1]
+        told = weaker @ torch.linalg.lstsq(weaker, wanted).solution if at else 0
+        left += float((wanted - told).square().sum())
+    share = left / float(rows.square().sum())
+    found = independence((rows.t() @ rows).float(), damping=1e-6)
+    assert found == pytest.approx(share, rel=0.01)
+
+
 def test_few_positions_are_fewer_than_so_many_for_each_input() -> None:
     _, few, _ = searched("one", correlated()[: FEW * INPUTS - 1], weight())
     _, enough, _ = searched("two", correlated()[: FEW * INPUTS], weight())

@@ -133,11 +133,11 @@ def test_the_picture_has_a_panel_for_each_kind_and_words_in_its_place(module: Pa
     }
     worst = max(result_of(module)["quantization"]["layers"], key=lambda layer: layer["error"])
     assert f"worst layer is {worst['name']}" in str(descriptions[0].text)
-    assert "prefers-color-scheme: dark" in text
-    drawn = text.partition("</style>")[2]
+    rules, _, drawn = text.partition("</style>")
+    assert "prefers-color-scheme: dark" in rules
     for light, dark in DARK.items():
         assert light in drawn
-        assert dark not in drawn
+        assert f'[style*="stroke: {light}"]{{stroke:{dark}!important}}' in rules
 
 
 def test_without_crossed_moments_what_was_inherited_is_not_known(tmp_path: Path) -> None:

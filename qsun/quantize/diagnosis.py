@@ -141,14 +141,14 @@ def _stage(
     )
 
 
-def independence(gram: torch.Tensor) -> float:
+def independence(gram: torch.Tensor, damping: float = DAMPING) -> float:
     """The share of energy that is left of each input when those of less energy are subtracted.
 
     These are the directions in which error compensation cannot move an input's rounding error:
     it goes from the most energy to the least, and what comes later makes up for it.
     """
     order = gram.diagonal().argsort(stable=True)
-    held = damped(gram, DAMPING)[order][:, order]
+    held = damped(gram, damping)[order][:, order]
     left = torch.linalg.cholesky(held).diagonal().square()
     return float(left.sum() / held.diagonal().sum())
 
