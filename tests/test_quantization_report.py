@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -77,7 +78,9 @@ def test_coverage_is_what_the_decoder_read(config: Path, module: Path) -> None:
     positions = sum(one["decode_positions"] for one in sources)
     stages = result_of(module)["quantization"]["stages"]
     assert len(stages) == 4 * BLOCKS
-    assert {stage["positions"] for stage in stages} == {positions}
+    beside = sum(one["plain_positions"] for one in sources)
+    assert beside > 0
+    assert {stage["positions"] for stage in stages} == {positions + beside}
     tokens = result_of(module)["calibration"]["tokens"]
     # Every token but each sample's last is read, and each prompt's last by the decoder.
     prompts = sum(one["prompt_tokens"] for one in sources)
@@ -99,12 +102,15 @@ def test_samples_without_a_response_are_counted() -> None:
     ]
     shares = {"one": 3.0, "two": 1.0}
     pieces = pieces_of(samples, shares, SearchConfig(plain=0.1))
-    assert coverage(samples, pieces) == [
-        SourceCoverage("one", 2, 1, 3, 2, 2, 5, 4, pytest.approx(0.75)),
-        SourceCoverage("two", 1, 0, 2, 3, 2, 5, 4, pytest.approx(0.25)),
+    found = [replace(one, share=round(one.share, 6)) for one in coverage(samples, pieces)]
+    assert found == [
+        SourceCoverage("one", 2, 1, 3, 2, 2, 5, 4, 0.75),
+        SourceCoverage("two", 1, 0, 2, 3, 2, 5, 4, 0.25),
     ]
     whole = coverage(samples, pieces_of(samples, shares, SearchConfig(positions="all")))
-    assert whole[0] == SourceCoverage("one", 2, 0, 0, 8, 4, 0, 5, pytest.approx(0.75))
+    assert replace(whole[0], share=round(whole[0].share, 6)) == SourceCoverage(
+        "one", 2, 0, 0, 8, 4, 0, 5, 0.75
+    )
 
 
 def module_of(config: Path) -> Path:
@@ -116,7 +122,11 @@ def test_the_first_layers_inherit_nothing(module: Path) -> None:
     assert len(rows) == BLOCKS * len(KINDS)
     first = [row for row in rows if row[0].endswith(("0.self_attn.q_proj", "0.self_attn.v_proj"))]
     assert [row[4] for row in first] == ["0.00 %", "0.00 %"]
-    assert all(row[2] == row[5] for row in first)
+    for (
+        row
+    ) in first:  # the error is of all positions, what it is in all of a sample of those served
+        own, total = (float(row[at].removesuffix(" %")) for at in (2, 5))
+        assert total == pytest.approx(own, rel=0.4)
     assert all(float(row[4].removesuffix(" %")) > 0 for row in rows[7:])
 
 

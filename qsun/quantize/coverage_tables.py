@@ -19,15 +19,27 @@ def coverage_section(result: Mapping[str, Any]) -> Iterator[str]:
         yield markdown_table(
             [
                 *("source", "samples", "left out", "prompt tokens", "decode positions"),
-                *("tokens of the vocabulary there", "longest context"),
+                *(
+                    "tokens of the vocabulary there",
+                    "read whole beside",
+                    "longest context",
+                    "share",
+                ),
             ],
-            [[one["name"], *(f"{value:,}" for value in [*one.values()][1:])] for one in sources],
+            [_source_row(one) for one in sources],
         )
         yield (
-            "Decode positions are those whose inputs count. Samples are left out that keep no "
-            "response within `max_tokens`."
+            "Decode positions are those that the decode module computes, with as many different "
+            "tokens of the vocabulary; *read whole beside* are positions of texts that it reads by "
+            "itself. *share* is what a source's positions count for. Samples are left out that "
+            "keep no response within `max_tokens`."
         )
     yield from _stages(result["quantization"].get("stages") or [])
+
+
+def _source_row(source: Mapping[str, Any]) -> list[str]:
+    name, *counts, share = source.values()
+    return [name, *(f"{count:,}" for count in counts), percent(share)]
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
