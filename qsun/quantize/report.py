@@ -163,9 +163,9 @@ def _kinds(result: Mapping[str, Any]) -> str:
 
 
 def stored_bits(layer: Mapping[str, Any], symmetric: bool) -> float:
-    """Bits of a weight's code, and its share of a 16-bit scale and a zero."""
-    zero_bits = 0 if symmetric else layer["bits"]
-    return float(layer["bits"] + (16 + zero_bits) / layer["group_size"])
+    """Bits that a weight's code takes on disk, and its share of a 16-bit scale and a zero."""
+    packed = layer.get("stored_bits", layer["bits"])
+    return float(packed + (16 + (0 if symmetric else packed)) / layer["group_size"])
 
 
 def _all_layers(layers: Sequence[Mapping[str, Any]]) -> str:
