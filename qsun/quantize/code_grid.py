@@ -44,11 +44,11 @@ class CodeGrid:
         bounds = (self.low - self.zeros).unsqueeze(1), (self.high - self.zeros).unsqueeze(1)
         return (weight / self.scales.unsqueeze(1)).round_().clamp_(*bounds)
 
-    def by_group(self) -> list[Rounding]:
-        """How the inputs of each group are rounded, for going through them one by one."""
-        bounds = self.low - self.zeros, self.high - self.zeros
-        rows = zip(self.scales.unbind(0), *(bound.unbind(0) for bound in bounds), strict=True)
-        return [Rounding(*row) for row in rows]
+    def by_group(self, groups: torch.Tensor) -> list[Rounding]:
+        """How the inputs of each of these groups are rounded, for going through them one by one."""
+        zeros = self.zeros[groups]
+        parts = self.scales[groups], self.low - zeros, self.high - zeros
+        return [Rounding(*row) for row in zip(*(part.unbind(0) for part in parts), strict=True)]
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """Code minus zero of every weight, each rounded by itself; float32 `[in, out]`."""

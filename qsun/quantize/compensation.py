@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from qsun.quantize.code_grid import CodeGrid
+from qsun.quantize.fused import compensate_tile, one_thread
 
 FLOOR = 1e-6
 AT_ONCE = 32  # inputs whose corrections are held back and then made in one product
@@ -22,25 +23,40 @@ def compensated(
     `inverse` is that of the damped Gram matrix.
     """
     order = gram.diagonal().argsort(descending=True, stable=True)
-    left = weight[order]
+    left, groups = weight[order], order // grid.group_size
     upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
-    diagonal = upper.diagonal().tolist()
-    rounding = grid.by_group()
-    rounding = [rounding[group] for group in (order // grid.group_size).tolist()]
+    turns = _fused if left.is_cuda else _one_by_one
     steps = torch.empty_like(left)
-    rows, found_rows = left.unbind(0), steps.unbind(0)
     for start in range(0, len(order), AT_ONCE):
         end = min(start + AT_ONCE, len(order))
-        errors = torch.empty_like(left[start:end])
-        for at, error in enumerate(errors.unbind(0), start):
-            rounding[at].into(rows[at], found_rows[at])
-            torch.addcmul(rows[at], found_rows[at], rounding[at].scale, value=-1, out=error)
-            error.div_(diagonal[at])
-            left[at + 1 : end].addr_(upper[at, at + 1 : end], error, alpha=-1)
-        left[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
+        tile, within = slice(start, end), upper[start:end, start:end]
+        steps[tile], errors = turns(left[tile], grid, groups[tile], within)
+        left[end:].addmm_(upper[tile, end:].t(), errors, alpha=-1)
     found = torch.empty_like(steps)
     found[order] = steps
     return found
+
+
+def _fused(
+    left: torch.Tensor, grid: CodeGrid, groups: torch.Tensor, upper: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    zeros = grid.zeros[groups]
+    return compensate_tile(left, grid.scales[groups], grid.low - zeros, grid.high - zeros, upper)
+
+
+def _one_by_one(
+    left: torch.Tensor, grid: CodeGrid, groups: torch.Tensor, upper: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tile's code minus zero, and what each input hands to those after it; `left` is changed."""
+    rounding, diagonal = grid.by_group(groups), upper.diagonal().tolist()
+    steps, errors = torch.empty_like(left), torch.empty_like(left)
+    with one_thread():
+        for at, (row, found, error) in enumerate(zip(left, steps, errors, strict=True)):
+            rounding[at].into(row, found)
+            torch.addcmul(row, found, rounding[at].scale, value=-1, out=error)
+            error.div_(diagonal[at])
+            left[at + 1 :].addr_(upper[at, at + 1 :], error, alpha=-1)
+    return steps, errors
 
 
 def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:

@@ -11,9 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from qsun.quantize.code_grid import CodeGrid
+from qsun.quantize.code_grid import CodeGrid, Rounding
+from qsun.quantize.fused import descend_tile, one_thread
 
-AT_ONCE = 32  # inputs whose effect on later ones is held back and then made in one product
+AT_ONCE = (
+    32  # inputs, of one group, whose effect on later ones is held back and then made in one product
+)
 
 
 def refined(
@@ -34,20 +37,36 @@ def _sweep(
     weight: torch.Tensor, gram: torch.Tensor, grid: CodeGrid, steps: torch.Tensor
 ) -> torch.Tensor:
     steps, missing = steps.clone(), weight - grid.values(steps)
-    curvature, rounding = gram.diagonal().tolist(), grid.by_group()
-    found_rows, missing_rows = steps.unbind(0), missing.unbind(0)
+    groups = torch.arange(len(grid.scales), device=steps.device)
+    rounding = grid.by_group(groups)
+    turns = _fused if steps.is_cuda else _one_by_one
     for start in range(0, len(steps), AT_ONCE):
-        end = min(start + AT_ONCE, len(steps))
-        pull = gram[start:end] @ missing
-        for at, row in enumerate(pull.unbind(0), start):
-            one, found = rounding[at // grid.group_size], found_rows[at]
-            before = found * one.scale
-            best = torch.add(before, row, alpha=1 / curvature[at])
-            one.into(best, found)
-            moved = before.neg_().addcmul_(found, one.scale)
-            missing_rows[at].sub_(moved)
-            pull[at - start + 1 :].addr_(gram[at, at + 1 : end], moved, alpha=-1)
+        tile = slice(start, start + AT_ONCE)
+        pull, within = gram[tile] @ missing, gram[tile, tile]
+        found, moved = turns(pull, steps[tile], rounding[start // grid.group_size], within)
+        steps[tile] = found
+        missing[tile] -= moved
     return steps
+
+
+def _fused(
+    pull: torch.Tensor, steps: torch.Tensor, one: Rounding, gram: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return descend_tile(pull, steps, one.scale, one.least, one.most, gram)
+
+
+def _one_by_one(
+    pull: torch.Tensor, steps: torch.Tensor, one: Rounding, gram: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tile's code minus zero, all of one group, and how far each weight moved."""
+    found, moved, curvature = steps.clone(), torch.empty_like(pull), gram.diagonal().tolist()
+    with one_thread():
+        for at, (row, code, move) in enumerate(zip(pull, found, moved, strict=True)):
+            before = code * one.scale
+            one.into(torch.add(before, row, alpha=1 / curvature[at]), code)
+            torch.addcmul(before.neg_(), code, one.scale, out=move)
+            pull[at + 1 :].addr_(gram[at, at + 1 :], move, alpha=-1)
+    return found, moved
 
 
 def _refit_scales(
