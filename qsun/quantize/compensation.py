@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 
 from qsun.quantize.code_grid import CodeGrid
-from qsun.quantize.fused import compensate_tile, one_thread
+from qsun.quantize.fused import at_once, compensate_tile, one_thread
 
 FLOOR = 1e-6
-AT_ONCE = 32  # inputs whose corrections are held back and then made in one product
 
 
 def compensated(
@@ -27,8 +26,9 @@ def compensated(
     upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
     turns = _fused if left.is_cuda else _one_by_one
     steps = torch.empty_like(left)
-    for start in range(0, len(order), AT_ONCE):
-        end = min(start + AT_ONCE, len(order))
+    inputs = at_once(left.device)
+    for start in range(0, len(order), inputs):
+        end = min(start + inputs, len(order))
         tile, within = slice(start, end), upper[start:end, start:end]
         steps[tile], errors = turns(left[tile], grid, groups[tile], within)
         left[end:].addmm_(upper[tile, end:].t(), errors, alpha=-1)
