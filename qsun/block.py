@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers.cache_utils import Cache
 
 from qsun.handoff import HandedLayer, WrittenLayer
-from qsun.skeleton import transformers_config
+from qsun.skeleton import IGNORED_SUFFIX, transformers_config
 
 LAYERS = "model.layers"
 UNUSED_VOCABULARY = 8  # the stack is given states, its embedding is never read
@@ -27,6 +27,26 @@ class Stage(Enum):
     OUTPUT = ("self_attn.o_proj",)
     MLP = ("mlp.gate_proj", "mlp.up_proj")
     DOWN = ("mlp.down_proj",)
+
+
+class Weights(Protocol):
+    """A model's tensors by name, read when they are asked for."""
+
+    def names(self) -> list[str]:
+        """All tensor names."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor."""
+
+
+def block_weights(tensors: Weights, index: int) -> dict[str, torch.Tensor]:
+    """Block `index`'s tensors, named as within it."""
+    prefix = f"{LAYERS}.{index}."
+    return {
+        name.removeprefix(prefix): tensors[name]
+        for name in tensors.names()
+        if name.startswith(prefix) and not name.endswith(IGNORED_SUFFIX)
+    }
 
 
 class Reached(Exception):
@@ -46,6 +66,7 @@ class Block:
         self._config, self._dtype, self.device = config, dtype, device
         self._stacks: dict[str | None, Any] = {}
         self._stack: Any = None
+        self._norm: Any = None
 
     def load(self, index: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of block `index`, named as within a block."""
@@ -69,7 +90,7 @@ class Block:
             pad_token_id=None,
         )
         stack = AutoModel.from_config(single, dtype=self._dtype).to(self.device).eval()
-        stack.norm = torch.nn.Identity()
+        self._norm, stack.norm = stack.norm, torch.nn.Identity()
         return stack
 
     @property
@@ -77,9 +98,23 @@ class Block:
         """The decoder layer itself."""
         return self._stack.layers[0]
 
+    def follow(self, other: Block) -> None:
+        """Take the weights that `other` has, on whatever device it is."""
+        for mine, theirs in zip(self.layer.parameters(), other.layer.parameters(), strict=True):
+            mine.copy_(theirs)
+
     def linear(self, name: str) -> torch.nn.Linear:
         """A linear layer by its name within the block."""
         return cast(torch.nn.Linear, self.layer.get_submodule(name))
+
+    def final_norm(self, weight: torch.Tensor) -> torch.nn.Module:
+        """What stands behind the last block, once one was loaded."""
+        self._norm.load_state_dict({"weight": weight.to(self.device, self._dtype)}, assign=True)
+        return cast(torch.nn.Module, self._norm)
+
+    def after(self, states: torch.Tensor) -> torch.Tensor:
+        """The next block's states, of texts read from their beginning."""
+        return cast(torch.Tensor, self._stack(inputs_embeds=states, use_cache=False)[0])
 
     def write(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read prompts from their beginning: K, V and the next block's states."""

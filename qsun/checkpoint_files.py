@@ -6,7 +6,6 @@ Only safetensors are read, and never code that a folder brings along.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,33 +101,42 @@ def check_checkpoint(folder: Path) -> None:
 
 
 class Tensors:
-    """The tensors of a checkpoint folder, read from disk one at a time by name."""
+    """The tensors of a checkpoint folder, read from disk one at a time by name.
+
+    A file is mapped no longer than what was read of it is held: all of a mapping's pages that were
+    ever read count as this process's memory.
+    """
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._stack = ExitStack()
-        self._by_name: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._by_name.update(dict.fromkeys(opened.keys(), opened))
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    self._files[name] = path
+                    self._shapes[name] = tuple(tensors.get_slice(name).get_shape())
 
     def __enter__(self) -> Tensors:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        """Nothing is open."""
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
-        return sorted(self._by_name)
+        return sorted(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, its values unread."""
-        return tuple(self._by_name[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._by_name
+        return name in self._files
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return cast("torch.Tensor", self._by_name[name].get_tensor(name))
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="pt") as tensors:
+            return cast("torch.Tensor", tensors.get_tensor(name))

@@ -43,7 +43,8 @@ class SearchConfig:
     descent follow the rounding. `damping` is added to the Gram matrix: the more, the less is fitted
     to these samples alone. Beside `responses`, texts that the decode module reads whole by itself
     have a share of `plain`. An interrupted search goes on from where it stood at most about
-    `keep_every_s` seconds earlier.
+    `keep_every_s` seconds earlier. `memory`, as `8GiB`, is what it may hold, by default what is
+    free; what waits between two blocks lies on disk where that is more.
     """
 
     positions: str = field(default="responses", metadata={"choices": ("responses", "all")})
@@ -57,6 +58,7 @@ class SearchConfig:
     damping: float = field(default=0.2, metadata={"minimum": 1e-6, "maximum": 1.0})
     batch_tokens: int = field(default=4096, metadata={"minimum": 1})
     keep_every_s: float = field(default=20.0, metadata={"minimum": 0.0})
+    memory: str | None = None
 
 
 @dataclass(frozen=True)

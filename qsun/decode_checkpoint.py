@@ -87,7 +87,11 @@ class DecodeCheckpoint:
     def layers(self) -> Iterator[QuantizedLayer]:
         """Every quantized layer, one in memory at a time."""
         for name in self.layer_names():
-            yield self._gemm_layer(name) if self.scheme.format == "awq" else self._layer(name)
+            yield self.layer(name)
+
+    def layer(self, name: str) -> QuantizedLayer:
+        """One quantized layer."""
+        return self._gemm_layer(name) if self.scheme.format == "awq" else self._layer(name)
 
     def _gemm_layer(self, name: str) -> QuantizedLayer:
         middle = 2 ** (AWQ_BITS - 1)
@@ -111,11 +115,24 @@ class DecodeCheckpoint:
 
     def other_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that belongs to no quantized layer."""
+        for name in self._other_names():
+            yield name, self._tensors[name]
+
+    def _other_names(self) -> list[str]:
         quantized = tuple(f"{name}." for name in self.layer_names())
         biases = {f"{name}bias" for name in quantized}
-        for name in self._tensors.names():
-            if name in biases or not name.startswith(quantized):
-                yield name, self._tensors[name]
+        names = self._tensors.names()
+        return [name for name in names if name in biases or not name.startswith(quantized)]
+
+    def names(self) -> list[str]:
+        """The tensors of the dense model that this is a module of, by name."""
+        return sorted([*self._other_names(), *(f"{name}.weight" for name in self.layer_names())])
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor of the dense model; a quantized layer's weight as its codes mean it."""
+        layer = name.removesuffix(".weight")
+        quantized = f"{layer}{self._code_suffix}" in self._tensors
+        return self.layer(layer).weight() if quantized else self._tensors[name]
 
     def layer_bytes(self) -> int:
         """Bytes on disk of all quantized layers, their scales and zeros included."""

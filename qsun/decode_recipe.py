@@ -21,7 +21,8 @@ QUANTIZATION = "records/quantization.json"
 LLM_COMPRESSOR, OF_ENGINE = "llmcompressor", ("engine", "search")
 # What of a quantization's settings, and of its search's, does not change a weight.
 NO_WEIGHTS = ("format", "stored_bits", "calibration", "heldout", "tensor_parallel")
-NO_WEIGHTS_OF_SEARCH = ("keep_every_s", "prefill")  # what modules hold counts, not where they lie
+# Of prefill modules it is what they hold that counts, not where they lie.
+NO_WEIGHTS_OF_SEARCH = ("keep_every_s", "memory", "prefill")
 
 
 class Likeness(Enum):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,19 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count:.0f} B"
+
+
+def bytes_of(text: str) -> int:
+    """What `size` writes, read: a number with a unit, `8GiB` or `500 MB`.
+
+    Raises:
+        ValueError: no such thing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B", text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a number of bytes with a unit, for example 8GiB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
 
 
 def sha256_file(path: Path) -> str:

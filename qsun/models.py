@@ -5,19 +5,20 @@ Where the weights are a GGUF file they are converted first; see `gguf_file`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qsun.checkpoint_files import check_checkpoint, read_config_file, weight_files
+from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file, weight_files
 from qsun.errors import ModelError, bullet_list
 from qsun.files import sha256_file
 from qsun.skeleton import Skeleton, check_tensors
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_PREFIX = "package:"
@@ -153,10 +154,27 @@ def load_model(folder: Path, dtype: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True
     )
-    broken = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    _refuse_broken(folder, model.named_parameters())
+    return cast("PreTrainedModel", model.eval().requires_grad_(False))
+
+
+def check_values(folder: Path, dtype: str) -> None:
+    """Read a checked folder's tensors, one in memory at a time, for what `load_model` refuses.
+
+    Raises:
+        ModelError: names every tensor with infinite values or NaN.
+    """
+    import torch
+
+    with Tensors(folder) as tensors:
+        names = tensors.names()
+        _refuse_broken(folder, ((name, tensors[name].to(getattr(torch, dtype))) for name in names))
+
+
+def _refuse_broken(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    broken = [name for name, tensor in tensors if not tensor.isfinite().all()]
     if broken:
         raise ModelError(f"{folder} holds values that are no numbers:\n{bullet_list(broken)}")
-    return cast("PreTrainedModel", model.eval().requires_grad_(False))
 
 
 @contextmanager

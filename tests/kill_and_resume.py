@@ -67,7 +67,7 @@ class Run:
         self._state = out.with_name(f"{out.name}.quantization")
         self.resumes = (self._state / "run.json").exists()
         # What is numbered lower is not made again.
-        self.begins_at = max(map(_number, self._state.glob("streams-*.safetensors")), default=0)
+        self.begins_at = max(map(_number, self._state.glob("streams-*")), default=0)
         self._began, self._began_ns = time.monotonic(), time.time_ns()
         self.searching_s: float | None = None
         resume = ["--resume"] if self.resumes else []

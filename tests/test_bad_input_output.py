@@ -74,12 +74,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", point], check=True)
 
 
-def run_on_small_disk(disk: Path, size: int, config: Path) -> tuple[int, str, list[str]]:
+def run_on_small_disk(
+    disk: Path, size: int, config: Path, files: int = 0
+) -> tuple[int, str, list[str]]:
     """Quantize to a disk of `size` bytes: exit code, stderr, and what is left on the disk.
 
-    Who may not mount does it in a name space of its own, where one may.
+    It has room for so many `files`, 0 for any. Who may not mount does it in a name space of its
+    own, where one may.
     """
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={files}", "tmpfs", str(disk)]
     if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
         outcome = run_qsun("quantize", config, "--out", disk / "module")
         return outcome.exit_code, outcome.stderr, names(disk)
@@ -134,21 +137,32 @@ def test_a_disk_that_fills_up_under_the_weights(tmp_path: Path, disk: Path) -> N
     assert_filled_up(run_on_small_disk(disk, estimated + PAGE, config), disk)
 
 
-@pytest.mark.parametrize(("samples", "keep_every_s"), [(12, 0.0), (4, 3600.0)])
+@pytest.mark.parametrize(("files", "keep_every_s"), [(20, 0.0), (11, 3600.0)])
 def test_a_disk_that_fills_up_keeps_what_a_search_has_finished(
-    tmp_path: Path, disk: Path, samples: int, keep_every_s: float
+    tmp_path: Path, disk: Path, files: int, keep_every_s: float
 ) -> None:
-    """It fills up under the streams, then under the weights."""
-    config = write_search(tmp_path, prefill=[], keep_every_s=keep_every_s)
+    """It fills up under the streams, a file for each sample, then under the weights."""
+    config = write_search(tmp_path, prefill=[], keep_every_s=keep_every_s, batch_tokens=1)
     texts = config.parent / "calibration.yaml"
-    texts.write_text(texts.read_text().replace("samples: 4", f"samples: {samples}"))
+    texts.write_text(texts.read_text().replace("samples: 4", "samples: 12"))
     plan = json.loads(run_qsun("quantize", config, "--dry-run", "--json").stdout)
-    estimated = int(plan["estimate"]["disk_bytes"] * 1.05)
-    code, stderr, left = run_on_small_disk(disk, estimated + PAGE, config)
+    size = 2 * plan["estimate"]["disk_bytes"]
+    code, stderr, left = run_on_small_disk(disk, size, config, files)
     assert code == 7, stderr
     assert f"the disk of {disk} filled up: nothing was published" in stderr
     assert "Traceback" not in stderr
     assert left == ["module.quantization"]
+
+
+def test_the_streams_that_a_search_keeps_are_reckoned_with(tmp_path: Path, disk: Path) -> None:
+    config = write_search(tmp_path, prefill=[], keep_every_s=0)
+    texts = config.parent / "calibration.yaml"
+    texts.write_text(texts.read_text().replace("samples: 4", "samples: 12"))
+    plan = json.loads(run_qsun("quantize", config, "--dry-run", "--json").stdout)
+    size = int(plan["estimate"]["disk_bytes"] * 1.05) + PAGE
+    code, stderr, left = run_on_small_disk(disk, size, config)
+    assert code == 0, stderr
+    assert left == ["module"]
 
 
 def test_a_missing_serving_interpreter_names_the_remedy(tmp_path: Path, tiny_folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from qsun.block import LAYERS, Block, Stage
 from qsun.calibrate.pieces import cut_as_served, whole_texts
 from qsun.calibrate.samples import Sample
+from qsun.calibrate.shelf import MemoryShelf
 from qsun.calibrate.streams import Streams
 from qsun.checkpoint_files import Tensors, read_config_file
 from qsun.handoff import body, collate, response_logits
@@ -56,7 +57,8 @@ class Walk:
         self.files = Tensors(decode), Tensors(prefill)
         pieces = (cut_as_served if served else whole_texts)(samples(), 120)
         embed, embed_prompts = (self.embedding(tensors) for tensors in self.files)
-        self.streams = Streams(pieces, embed, {"one": embed_prompts}, sequential=False)
+        self.shelf = MemoryShelf()
+        self.streams = Streams(pieces, embed, {"one": embed_prompts}, False, self.shelf)
 
     def embedding(self, tensors: Tensors) -> Any:
         weight = tensors["model.embed_tokens.weight"].float()
@@ -65,7 +67,7 @@ class Walk:
     def on_from(self, first: int) -> Iterator[int]:
         """Every block from `first`, loaded and with its prompts' cache written."""
         for index in range(first, self.blocks):
-            self.before = self.streams.tensors()
+            self.before = {name: self.shelf[name] for name in self.streams.names()}
             for block, tensors in zip((self.decode, self.writer), self.files, strict=True):
                 prefix = f"{LAYERS}.{index}."
                 names = [name for name in tensors.names() if name.startswith(prefix)]
@@ -93,8 +95,8 @@ def test_behind_a_prefill_module_it_is_the_hand_off(folder: Path, other: Path) -
     wanted = response_logits(prefill, decode, batch_of(by_length()))
     found = torch.cat(
         [
-            decode.lm_head(body(decode).norm(stream.exact.states))[stream.piece.counted]
-            for stream in walk.streams.streams
+            decode.lm_head(body(decode).norm(walk.streams.states(number)))[piece.counted]
+            for number, piece in enumerate(walk.streams.pieces)
         ]
     )
     assert torch.allclose(found, wanted, atol=1e-4)
@@ -108,8 +110,8 @@ def test_whole_texts_are_read_as_the_model_reads_them(folder: Path, other: Path)
         pass
     model = load_model(folder, "float32")
     rows = iter(by_length())
-    for stream in walk.streams.streams:
-        for states, counted in zip(stream.exact.states, stream.piece.counted, strict=True):
+    for number, piece in enumerate(walk.streams.pieces):
+        for states, counted in zip(walk.streams.states(number), piece.counted, strict=True):
             tokens = torch.tensor([next(rows).tokens])
             wanted = body(model)(input_ids=tokens).last_hidden_state[0]
             assert torch.allclose(body(model).norm(states[counted]), wanted, atol=1e-4)
@@ -154,8 +156,8 @@ def test_what_stood_before_a_block_is_stood_before_again(folder: Path, other: Pa
             again.streams.restore(walk.before)
     for _ in again.on_from(1):
         pass
-    for one, two in zip(walk.streams.streams, again.streams.streams, strict=True):
-        assert torch.equal(one.exact.states, two.exact.states)
+    for number in range(len(walk.streams.pieces)):
+        assert torch.equal(walk.streams.states(number), again.streams.states(number))
 
 
 def test_weights_of_another_shape_are_not_taken(folder: Path, tmp_path: Path) -> None:

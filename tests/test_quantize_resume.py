@@ -16,9 +16,10 @@ import pytest
 
 from qsun.calibrate.streams import Streams
 from qsun.decode_recipe import decode_recipe
-from qsun.jobs import quantize, quantize_blocks
+from qsun.jobs import measuring, quantize, quantize_blocks
 from qsun.jobs.block_walk import BlockWalk
 from qsun.jobs.search_state import SearchState
+from qsun.quantize import block_perplexity
 from qsun.records import read_record
 from tests.searching import (
     BLOCKS,
@@ -79,6 +80,19 @@ def quantized(patch: pytest.MonkeyPatch) -> list[int]:
     return searched
 
 
+def measurements(patch: pytest.MonkeyPatch) -> list[str]:
+    """What is measured from here on."""
+    done: list[str] = []
+    original = block_perplexity.perplexity_by_blocks
+
+    def noting(*arguments: Any) -> float:
+        done.append(arguments[-1])
+        return original(*arguments)
+
+    patch.setattr(measuring, "perplexity_by_blocks", noting)
+    return done
+
+
 def record(config: Path) -> Path:
     return config.parent.parent / "out" / "module" / "records" / "quantization.json"
 
@@ -99,6 +113,8 @@ def test_a_search_gives_the_same_module_twice(whole: Path, config: Path) -> None
     assert len({layer["sha256"] for layer in found(config)["layers"]}) == BLOCKS * 7
 
 
+BASE = ["perplexity, full precision", "perplexity, round to nearest"]
+QUANTIZED = ["perplexity, quantized"]
 # In place of which call the search stops, and the block that it then goes on from.
 MOMENTS: list[tuple[Any, str, int, int]] = [
     (BlockWalk, "advance", 0, 0),  # behind block 0, whose streams are not kept
@@ -106,7 +122,7 @@ MOMENTS: list[tuple[Any, str, int, int]] = [
     (SearchState, "keep_block", 1, 2),  # block 2 is searched and not kept
     (BlockWalk, "quantize", 1, 3),
     (quantize_blocks, "_write", 0, BLOCKS - 1),  # all is searched
-    (quantize_blocks, "load_dequantized", 0, BLOCKS - 1),  # all is written
+    (quantize_blocks, "check_written", 0, BLOCKS - 1),  # all is written
     (quantize, "new_record", 0, BLOCKS - 1),
 ]
 
@@ -117,17 +133,19 @@ def test_a_search_goes_on_from_wherever_it_was_interrupted(
     begun: list[int] = []
     for number, (owner, name, at, _) in enumerate(MOMENTS):
         with monkeypatch.context() as patch:
-            searched = quantized(patch)
+            searched, measured = quantized(patch), measurements(patch)
             stop_at(patch, owner, name, at, terminate)
             outcome = search(config, *EVERY_BLOCK, *(["--resume"] if number else []))
+        assert measured == ([] if number else BASE) + (QUANTIZED if name == "new_record" else [])
         assert outcome.exit_code == 130, outcome.stderr
         assert f"What is finished waits in {state(config)}" in outcome.message
         assert "the same command with --resume goes on from it" in outcome.message
         assert names(config) == ["module.quantization"]
         begun += searched[:1]
-    searched = quantized(monkeypatch)
+    searched, measured = quantized(monkeypatch), measurements(monkeypatch)
     outcome = search(config, "--resume")  # how often streams are kept may change
     assert outcome.exit_code == 0, outcome.stderr
+    assert measured == []
     assert [*begun[1:], searched[0]] == [expected for *_, expected in MOMENTS]
     assert digests(config) == digests(whole)
     assert found(config) == found(whole)
@@ -145,6 +163,7 @@ def test_without_streams_a_search_finds_the_same_codes_again(
     assert sorted(path.name for path in state(config).iterdir()) == [
         "block-00000.safetensors",
         "block-00001.safetensors",
+        "perplexity.json",
         "run.json",
     ]
     searched = quantized(monkeypatch)
@@ -202,6 +221,7 @@ def test_inputs_may_lie_elsewhere_on_resuming(whole: Path, left: Path) -> None:
 def test_half_a_block_that_no_streams_lie_behind_is_made_again(whole: Path, left: Path) -> None:
     shutil.copy(state(left) / "block-00001.safetensors", state(left) / "block-00002.safetensors")
     cut_short(state(left) / "block-00002.safetensors")
-    (state(left) / ".streams-00003.safetensors.partial").write_bytes(b"half")
+    (state(left) / ".streams-00003.partial").mkdir()
+    (state(left) / ".streams-00003.partial" / "0-exact.safetensors").write_bytes(b"half")
     assert search(left, "--resume").exit_code == 0
     assert digests(left) == digests(whole)

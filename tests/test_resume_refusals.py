@@ -145,8 +145,11 @@ def test_another_number_of_threads_is_refused(left: Path) -> None:
     [
         ("block-00000.safetensors", cut_short),
         ("block-00001.safetensors", Path.unlink),
-        ("streams-00002.safetensors", cut_short),
-        ("streams-00002.safetensors", lambda path: path.write_bytes(b"")),
+        ("streams-00002/0-exact.safetensors", cut_short),
+        ("streams-00002/1-prompts.safetensors", Path.unlink),
+        ("streams-00002/0-exact.safetensors", lambda path: path.write_bytes(b"")),
+        ("streams-00002/contents.json", Path.unlink),
+        ("perplexity.json", cut_short),
         ("run.json", cut_short),
         ("run.json", lambda path: path.write_text("[]")),
     ],

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from qsun.calibrate.shelf import MemoryShelf
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import ConfigError, OutputError
 from qsun.jobs.search_state import KeptBlock, SearchState
+from tests.searching import cut_short
 
 IDENTITY: dict[str, Any] = {"seed": 0, "settings": {"bits": 4, "search": {"clip": True}}}
 
@@ -34,8 +38,13 @@ def opened(tmp_path: Path, resume: bool = False, every_s: float = 0.0) -> Search
     return SearchState(tmp_path / "out", IDENTITY, resume, every_s)
 
 
-def streams(value: float) -> dict[str, torch.Tensor]:
-    return {"0:exact": torch.full((2, 3), value)}
+def streams(value: float) -> Callable[[Path], None]:
+    shelf = MemoryShelf({"0-exact": torch.full((2, 3), value)})
+    return lambda folder: shelf.store("0-exact", folder)
+
+
+def unasked(folder: Path) -> None:
+    pytest.fail(f"asked for {folder}")
 
 
 def names(state: SearchState) -> list[str]:
@@ -61,21 +70,22 @@ def test_the_last_streams_come_back_and_earlier_ones_are_gone(tmp_path: Path) ->
     state = opened(tmp_path)
     for index in range(12):
         state.keep_block(index, block(index))
-        state.keep_streams(index + 1, lambda value=float(index): streams(value))  # type: ignore[misc]
-    assert [name for name in names(state) if "streams" in name] == ["streams-00012.safetensors"]
+        state.keep_streams(index + 1, streams(float(index)))
+    assert [name for name in names(state) if "streams" in name] == ["streams-00012"]
     kept = opened(tmp_path, resume=True).streams()
     assert kept is not None
     assert kept.block == 12
-    assert torch.equal(kept.tensors["0:exact"], streams(11.0)["0:exact"])
+    assert list(kept.tensors) == ["0-exact"]
+    assert torch.equal(kept.tensors["0-exact"], torch.full((2, 3), 11.0))
 
 
 def test_earlier_streams_that_were_left_do_no_harm(tmp_path: Path) -> None:
     state = opened(tmp_path)
     for index in range(10):
         state.keep_block(index, block(index))
-    state.keep_streams(10, lambda: streams(10.0))
-    kept = state.folder / "streams-00010.safetensors"
-    (state.folder / "streams-00009.safetensors").write_bytes(kept.read_bytes()[:-5])
+    state.keep_streams(10, streams(10.0))
+    shutil.copytree(state.folder / "streams-00010", state.folder / "streams-00009")
+    cut_short(state.folder / "streams-00009" / "0-exact.safetensors")
     found = opened(tmp_path, resume=True).streams()
     assert found is not None
     assert found.block == 10
@@ -84,11 +94,11 @@ def test_earlier_streams_that_were_left_do_no_harm(tmp_path: Path) -> None:
 def test_streams_are_kept_when_it_has_been_a_while(tmp_path: Path) -> None:
     state = opened(tmp_path, every_s=60.0)
     state.keep_block(0, block())
-    state.keep_streams(1, lambda: pytest.fail("asked for"))
+    state.keep_streams(1, unasked)
     assert state.streams() is None
     state._kept_at -= 61
-    state.keep_streams(2, lambda: streams(2.0))
-    state.keep_streams(3, lambda: pytest.fail("asked for"))
+    state.keep_streams(2, streams(2.0))
+    state.keep_streams(3, unasked)
     kept = state.streams()
     assert kept is not None
     assert kept.block == 2
@@ -97,14 +107,16 @@ def test_streams_are_kept_when_it_has_been_a_while(tmp_path: Path) -> None:
 def test_streams_that_could_not_be_kept_leave_the_earlier_ones(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.keep_block(0, block())
-    state.keep_streams(1, lambda: streams(1.0))
+    state.keep_streams(1, streams(1.0))
     before = names(state)
-    (state.folder / ".streams-00002.safetensors.partial").write_bytes(
-        b"of a process that was killed"
-    )
-    one = torch.ones(2)
-    with pytest.raises(RuntimeError, match="share memory"):
-        state.keep_streams(2, lambda: {"a": one, "b": one})
+    (state.folder / ".streams-00002.partial").mkdir()  # of a process that was killed
+
+    def half(folder: Path) -> None:
+        streams(2.0)(folder)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        state.keep_streams(2, half)
     assert names(state) == before
 
 
@@ -127,7 +139,8 @@ def test_what_an_unfinished_removal_left_is_of_no_other_search(tmp_path: Path) -
     state = opened(tmp_path)
     for index in range(3):
         state.keep_block(index, block(index))
-    state.keep_streams(3, lambda: streams(3.0))
+    state.keep_streams(3, streams(3.0))
+    state.keep_measured("ab", {"full_precision": 2.0})
     (state.folder / "run.json").unlink()  # the first to go
     another = opened(tmp_path)
     another.keep_block(0, block(7))
@@ -142,6 +155,18 @@ def test_everything_that_changed_is_named_and_nothing_else(tmp_path: Path) -> No
         SearchState(tmp_path / "out", now, True, 0.0)
     lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert lines == ["  - prefill.math: None then, 'ab' now", "  - settings.bits: 4 then, 3 now"]
+
+
+def test_what_was_measured_is_kept_with_the_first_block_and_by_its_text(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    state.keep_measured("ab", {"full_precision": 1 / 3})
+    assert list(tmp_path.iterdir()) == []
+    state.keep_block(0, block())
+    resumed = opened(tmp_path, resume=True)
+    assert resumed.measured("ab") == {"full_precision": 1 / 3}
+    assert resumed.measured("cd") == {}
+    resumed.keep_measured("ab", {"full_precision": 1 / 3, "quantized": 2.0})
+    assert opened(tmp_path, resume=True).measured("ab")["quantized"] == 2.0
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

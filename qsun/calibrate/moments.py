@@ -7,11 +7,14 @@ weight W: ||X (V - W)^T||^2 = tr((V - W) G (V - W)^T). No sample is run again to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
 
 from qsun.calibrate.row_pairs import RowPairs
+
+_PRECISION = Lock()  # of products: the process has one, whichever thread sets it
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Moments:
         self.absolute += other.absolute.to(self.gram.device)
         self.rows += other.rows
         self.weight += other.weight
+        if self.pairs is not None and other.pairs is not None:
+            self.pairs.join(other.pairs, self.gram.device)
 
 
 def _add_product(
@@ -71,9 +76,10 @@ def _add_product(
         total.addmm_(left.float().t(), right.float(), alpha=weight)
         return
     products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"  # what the values are anyway
-    try:
-        total.addmm_(left.float().t(), right.float(), alpha=weight)
-    finally:
-        products.fp32_precision = before
+    with _PRECISION:
+        before = products.fp32_precision
+        products.fp32_precision = "bf16"  # what the values are anyway
+        try:
+            total.addmm_(left.float().t(), right.float(), alpha=weight)
+        finally:
+            products.fp32_precision = before

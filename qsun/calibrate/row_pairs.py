@@ -22,9 +22,15 @@ class RowPairs:
 
     def add(self, inputs: torch.Tensor, exact: torch.Tensor) -> None:
         """Look at rows `[rows, in]` and the same rows as full precision has them."""
-        self._inputs.append(inputs[self._next :: self._every])
-        self._exact.append(exact[self._next :: self._every])
+        # Copies: views would hold all rows in memory.
+        self._inputs.append(inputs[self._next :: self._every].clone())
+        self._exact.append(exact[self._next :: self._every].clone())
         self._next = (self._next - len(inputs)) % self._every
+
+    def join(self, other: RowPairs, device: torch.device) -> None:
+        """Take the rows that were kept elsewhere."""
+        self._inputs += [one.to(device) for one in other._inputs]
+        self._exact += [one.to(device) for one in other._exact]
 
     @property
     def inputs(self) -> torch.Tensor:

@@ -38,6 +38,10 @@ from qsun.config import load_config
     help="Mean bits of a weight, each layer getting its own; engine qsun only.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted search of engine qsun.")
+@click.option(
+    "--memory",
+    help="What engine qsun may hold, as 8GiB; the same as --set quantize.search.memory=...",
+)
 @click.option("--tensor-parallel", type=int, help="GPUs that one decode worker will span.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -49,16 +53,18 @@ def command(
     engine: str | None,
     target_bits: float | None,
     resume: bool,
+    memory: str | None,
     tensor_parallel: int | None,
     as_json: bool,
 ) -> None:
     """Quantize the base model of CONFIG into a low-bit decode module, and prove vLLM loads it.
 
     Exit codes: 0 done, 3 config, 4 model, 5 plan, 6 calibration text, 7 output or disk, 8 no
-    serving environment, 9 load check failed, 130 interrupted.
+    serving environment, 9 load check failed, 10 memory, 130 interrupted.
     """
     flags = [f"quantize.format={layout}"] if layout else []
     flags += [f"quantize.engine={engine}"] if engine else []
+    flags += [f"quantize.search.memory={memory}"] if memory else []
     flags += [f"quantize.tensor_parallel={tensor_parallel}"] if tensor_parallel is not None else []
     flags += [f"quantize.target_bits={target_bits}"] if target_bits is not None else []
     run = load_config(config, [*overrides, *flags])

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import embedding
 
-from qsun.block import LAYERS, Block, Stage
-from qsun.calibrate.moments import Moments
+from qsun.block import Block, block_weights
+from qsun.calibrate.lanes import Lanes
 from qsun.calibrate.pieces import Piece, cut_as_served, some_of, weighted, whole_texts
 from qsun.calibrate.samples import Sample
-from qsun.calibrate.streams import Embedding, Streams
+from qsun.calibrate.shelf import Shelf
+from qsun.calibrate.streams import Embedding
 from qsun.checkpoint_files import Tensors
 from qsun.config import SearchConfig
 from qsun.jobs.prepare import Prepared
@@ -29,11 +30,17 @@ EMBEDDING = "model.embed_tokens.weight"
 class BlockWalk:
     """The modules, opened and walked together; a context, for their files."""
 
-    def __init__(self, prepared: Prepared, base: Path, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        base: Path,
+        samples: Sequence[Sample],
+        shelf: Shelf,
+        devices: Sequence[torch.device],
+    ) -> None:
         self._stack = ExitStack()
         self._config, self._search = prepared.model_config, prepared.settings.search
         self._dtype = getattr(torch, serving_dtype(self._config))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._base = self._stack.enter_context(Tensors(base))
         shares = {source.name: source.weight for source in prepared.calibration.sources}
         pieces = pieces_of(samples, shares, self._search)
@@ -43,8 +50,8 @@ class BlockWalk:
         }
         prompts = {source: self._embedding(found) for source, found in self._prefill.items()}
         own = self._embedding(self._base)
-        self.streams = Streams(pieces, own, prompts, self._search.sequential)
-        self._exact, self._quantized, self._writer = (self._block() for _ in range(3))
+        sequential = self._search.sequential
+        self.lanes = Lanes(self._block, devices, pieces, own, prompts, sequential, shelf)
         plan, points = prepared.plan, prepared.settings.grid_points
         self._block_search = BlockSearch(plan, self._search, points, self._dtype)
 
@@ -54,8 +61,8 @@ class BlockWalk:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _block(self) -> Block:
-        return Block(self._config, self._dtype, self._device)
+    def _block(self, device: torch.device) -> Block:
+        return Block(self._config, self._dtype, device)
 
     def _embedding(self, tensors: Tensors | PrefillTensors) -> Embedding:
         weight = tensors[EMBEDDING].to(self._dtype)
@@ -65,30 +72,30 @@ class BlockWalk:
     def quantize(self, index: int) -> BlockFound:
         """Quantize block `index`, before which the streams stand."""
         self._load(index)
-        return self._block_search.run(index, self._quantized, self._moments, self.streams.restart)
+        lanes = self.lanes
+        return self._block_search.run(index, lanes.quantized, lanes.moments, lanes.restart)
 
     @torch.no_grad()
     def errors(self, index: int, candidates: Sequence[int]) -> list[list[LayerErrors]]:
         """What each number of bits would do to each stage's layers, on exact inputs."""
         self._load(index)
-        return self._block_search.errors(index, self._exact, self._moments, candidates)
+        return self._block_search.errors(index, self.lanes.exact, self.lanes.moments, candidates)
 
     @torch.no_grad()
     def advance(self) -> None:
         """Go on behind the block that was quantized last."""
-        self.streams.advance(self._exact, self._quantized)
-
-    def _moments(self, stage: Stage) -> Moments:
-        return self.streams.moments(stage, self._exact, self._quantized)
+        self.lanes.advance()
 
     def _load(self, index: int) -> None:
         for source, tensors in self._prefill.items():
-            self._writer.load(index, block_weights(tensors, index))
-            self.streams.write_prompts(source, self._writer)
-        weights = block_weights(self._base, index)
-        self._exact.load(index, weights)
-        # Of its own: a file's tensors are views of one mapping, and these will be written to.
-        self._quantized.load(index, {name: one.clone() for name, one in weights.items()})
+            self.lanes.write_prompts(source, index, block_weights(tensors, index))
+        self.lanes.load(index, block_weights(self._base, index))
+
+
+def search_devices() -> list[torch.device]:
+    """What a search runs on: every GPU that is visible, or the processor."""
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return gpus or [torch.device("cpu")]
 
 
 def pieces_of(
@@ -109,13 +116,3 @@ def pieces_of(
         texts = whole_texts(some_of(samples, PLAIN_TOKENS * positions), search.batch_tokens)
         pieces += weighted(texts, shares, search.plain * positions)
     return pieces
-
-
-def block_weights(tensors: Tensors | PrefillTensors, index: int) -> dict[str, torch.Tensor]:
-    """A block's tensors, named as within it."""
-    prefix = f"{LAYERS}.{index}."
-    return {
-        name.removeprefix(prefix): tensors[name]
-        for name in tensors.names()
-        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
-    }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qsun.calibrate.samples import Sample, SampleSet
-from qsun.jobs.block_walk import BlockWalk
+from qsun.jobs.block_walk import BlockWalk, search_devices
 from qsun.jobs.prepare import Prepared
 from qsun.jobs.quantize_blocks import searched_samples
 from qsun.jobs.search_state import SearchState
@@ -32,19 +32,25 @@ def choose_bits(
     if table is None:
         samples = searched_samples(prepared, calibration)
         announce(f"measuring what each number of bits would cost, over {len(samples)} samples")
-        table = [[asdict(one) for one in stage] for stage in _measured(prepared, base, samples)]
+        table = [
+            [asdict(one) for one in stage] for stage in _measured(prepared, base, samples, state)
+        ]
         state.keep_errors(table)
     bits = allocate([stage_losses(_read(stage)) for stage in table], target)
     return replace(prepared, plan=prepared.plan.with_bits(bits))
 
 
-def _measured(prepared: Prepared, base: Path, samples: Sequence[Sample]) -> list[list[LayerErrors]]:
+def _measured(
+    prepared: Prepared, base: Path, samples: Sequence[Sample], state: SearchState
+) -> list[list[LayerErrors]]:
     settings = prepared.settings
     exact = replace(settings, search=replace(settings.search, sequential=False))
     candidates = candidate_bits(settings.format, settings.stored_bits)
     blocks, found = int(prepared.model_config["num_hidden_layers"]), []
+    prepared = replace(prepared, settings=exact)
     with (
-        BlockWalk(replace(prepared, settings=exact), base, samples) as walk,
+        state.shelf(prepared.estimate.streams_on_disk) as shelf,
+        BlockWalk(prepared, base, samples, shelf, search_devices()) as walk,
         bar("errors, block by block", blocks) as shown,
     ):
         for index in range(blocks):

@@ -11,9 +11,9 @@ from qsun.calibrate.definition import TextDefinition, load_definition
 from qsun.checkpoint_files import read_config_file
 from qsun.config import QuantizeConfig, RunConfig
 from qsun.environments import ServingEnvironment, find_serving_environment
-from qsun.errors import ConfigError, ModelError, OutputError, PlanError, bullet_list
+from qsun.errors import ConfigError, ModelError, OutputError, PlanError, ResourceError, bullet_list
 from qsun.files import free_bytes, refuse_used_folder, size
-from qsun.jobs.prepare_search import check_search
+from qsun.jobs.prepare_search import check_search, memory_limit
 from qsun.models import ModelSource, locate, read_config
 from qsun.quantize.estimate import Estimate, estimate
 from qsun.quantize.estimate_blocks import estimate_blocks
@@ -21,6 +21,7 @@ from qsun.quantize.plan import Plan, check_architecture, make_plan
 from qsun.scheme import candidate_bits
 from qsun.skeleton import Skeleton, skeleton
 
+NEED = "one decoder block and what is summed of its inputs need about"
 DISK_MARGIN = 1.05  # tokenizer, records and file system overhead beside the tensors
 
 
@@ -88,7 +89,8 @@ def _estimate(
 ) -> Estimate:
     texts, converts = (calibration.samples, calibration.max_tokens), source.gguf is not None
     if settings.engine == "qsun":
-        return estimate_blocks(plan, model_config, shape, *texts, settings.search, converts)
+        limit = memory_limit(settings.search)
+        return estimate_blocks(plan, model_config, shape, *texts, settings.search, converts, limit)
     return estimate(plan, model_config, shape, *texts, settings.grid_points, converts)
 
 
@@ -127,7 +129,9 @@ def warnings_of(prepared: Prepared) -> list[str]:
 
     found = []
     available = psutil.virtual_memory().available
-    if prepared.estimate.memory_bytes > available:
+    if _lacks_memory(prepared):
+        found.append(_memory_message(prepared))
+    elif prepared.estimate.memory_bytes > available:
         found.append(
             f"about {size(prepared.estimate.memory_bytes)} of memory are expected, "
             f"{size(available)} are free here: the run would probably be killed"
@@ -135,6 +139,33 @@ def warnings_of(prepared: Prepared) -> list[str]:
     if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
         found.append(_disk_message(prepared))
     return found
+
+
+def _lacks_memory(prepared: Prepared) -> bool:
+    expected = prepared.estimate
+    on_gpu = expected.accelerator_bytes > _free_on_gpu(expected)
+    return on_gpu or expected.needed_bytes > memory_limit(prepared.settings.search)
+
+
+def _free_on_gpu(expected: Estimate) -> int:
+    """Bytes free on the fullest GPU, where one is used."""
+    if not expected.accelerator_bytes:
+        return 0
+    import torch
+
+    return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+
+
+def _memory_message(prepared: Prepared) -> str:
+    expected = prepared.estimate
+    if expected.accelerator_bytes > _free_on_gpu(expected):
+        where = f"a GPU's memory, {size(_free_on_gpu(expected))} are free"
+        return f"{NEED} {size(expected.accelerator_bytes)} of {where}"
+    source = (
+        "free" if prepared.settings.search.memory is None else "given by quantize.search.memory"
+    )
+    limit = size(memory_limit(prepared.settings.search))
+    return f"{NEED} {size(expected.needed_bytes)} of memory, {limit} are {source}"
 
 
 def _disk_message(prepared: Prepared) -> str:
@@ -149,11 +180,16 @@ def check_ready(prepared: Prepared) -> ServingEnvironment | None:
 
     Raises:
         OutputError: the output folder is in use, or the disk too small.
+        ResourceError: the memory is.
         ServingEnvironmentError: no vLLM for the load check.
         PlanError: vLLM has no kernel for these bits, so that the load check could not pass.
         ConfigError: the load check wants more prompts than there are.
     """
     refuse_used_folder(prepared.out)
+    if _lacks_memory(prepared):
+        raise ResourceError(
+            f"{_memory_message(prepared)}.\nFree some, or say by --memory how much there will be."
+        )
     if prepared.estimate.disk_bytes * DISK_MARGIN > free_bytes(prepared.out):
         raise OutputError(f"{_disk_message(prepared)}.\nFree some room or choose another --out.")
     if prepared.run.load_check.mode == "skip":

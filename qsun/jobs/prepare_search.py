@@ -9,6 +9,7 @@ from typing import Any
 from qsun.calibrate.definition import TextDefinition
 from qsun.config import QuantizeConfig, SearchConfig
 from qsun.errors import ConfigError, ModelError, bullet_list, nearest
+from qsun.files import bytes_of
 from qsun.jobs.prepare_export import module_problems, resolved
 from qsun.kv_layout import kv_layout
 from qsun.prefill_module import check_plain_lora
@@ -54,15 +55,33 @@ def _adapter_problems(task: str, folder: Path, shape: Skeleton) -> list[str]:
     return []
 
 
+def memory_limit(search: SearchConfig) -> int:
+    """Bytes that a search may hold: as set, or what is free."""
+    if search.memory is not None:
+        return bytes_of(search.memory)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _memory_problems(memory: str | None) -> list[str]:
+    try:
+        bytes_of(memory or "0B")
+    except ValueError as error:
+        return [f"quantize.search.memory: {error}"]
+    return []
+
+
 def _contradictions(settings: QuantizeConfig, calibration: TextDefinition) -> list[str]:
     search = settings.search
     if settings.engine != "qsun":
         if search == SearchConfig():
             return []
         return [f"quantize.search is engine qsun's, and quantize.engine is {settings.engine}"]
+    problems = _memory_problems(search.memory)
     names = [source.name for source in calibration.sources]
     chosen = [one.task for one in search.prefill]
-    problems = [
+    problems += [
         f"quantize.search.prefill: the calibration has no source {name!r} ({nearest(name, names)})"
         for name in chosen
         if name not in names

@@ -177,8 +177,7 @@ def _quantize(
     if state is not None:
         from qsun.jobs.quantize_blocks import quantize_by_blocks
 
-        heldout = texts.heldout.tokens
-        return quantize_by_blocks(prepared, base, texts.calibration, heldout, state, out)
+        return quantize_by_blocks(prepared, base, texts.calibration, texts.heldout, state, out)
     from qsun.quantize.run import quantize
 
     return quantize(
@@ -244,9 +243,9 @@ def _cost(wall_s: float, result: dict[str, Any], expected: Estimate) -> dict[str
         "search_s_estimated": expected.search_s,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "peak_memory_bytes_estimated": expected.memory_bytes,
-        "peak_accelerator_bytes": torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else 0,
+        "peak_accelerator_bytes": max(
+            map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())), default=0
+        ),
     }
 
 

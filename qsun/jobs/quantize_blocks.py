@@ -13,24 +13,23 @@ import torch
 
 from qsun.calibrate.samples import Sample, SampleSet
 from qsun.checkpoint_files import Tensors, read_config_file
-from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer, load_dequantized
+from qsun.decode_checkpoint import DecodeCheckpoint, QuantizedLayer
 from qsun.decode_recipe import weight_settings
 from qsun.errors import DataError
 from qsun.files import disk_full_is_an_os_error
 from qsun.gemm_checkpoint import write_gemm
-from qsun.jobs.block_walk import BlockWalk
+from qsun.jobs.block_walk import BlockWalk, search_devices
 from qsun.jobs.evaluation_state import digest_of
+from qsun.jobs.measuring import Measuring
 from qsun.jobs.prepare import Prepared
 from qsun.jobs.search_state import KeptBlock, SearchState
-from qsun.models import fingerprint, load_model, load_tokenizer, on_accelerator, serving_dtype
+from qsun.models import fingerprint, load_tokenizer, serving_dtype
 from qsun.packed_checkpoint import write_packed
 from qsun.progress import announce, bar
 from qsun.quantize.block_search import BlockFound
 from qsun.quantize.outcome import LayerResult, Quantization, tensor_bytes
-from qsun.quantize.perplexity import perplexity
 from qsun.quantize.write import check_written
 from qsun.records import hardware
-from qsun.rounding import round_layers
 
 HEAD = "lm_head.weight"
 
@@ -52,7 +51,11 @@ def open_state(prepared: Prepared, base: Path, calibration: SampleSet, resume: b
         "settings": weight_settings(asdict(prepared.settings)),
         "seed": prepared.run.seed,
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "hardware": {**hardware(), "threads": torch.get_num_threads()},
+        "hardware": {
+            **hardware(),
+            "threads": torch.get_num_threads(),
+            "devices": len(search_devices()),
+        },
     }
     return SearchState(prepared.out, identity, resume, prepared.settings.search.keep_every_s)
 
@@ -61,7 +64,7 @@ def quantize_by_blocks(
     prepared: Prepared,
     base: Path,
     calibration: SampleSet,
-    heldout: Sequence[Sequence[int]],
+    heldout: SampleSet,
     state: SearchState,
     out: Path,
 ) -> Quantization:
@@ -71,8 +74,8 @@ def quantize_by_blocks(
         DataError: no sample is left that a decode module would answer.
     """
     samples = searched_samples(prepared, calibration)
-    announce("measuring the base model")
-    measured = _measure_base(prepared, base, heldout)
+    measuring = Measuring(prepared, heldout, state)
+    measuring.base(base)
     announce(f"searching, over {len(samples)} samples")
     start = time.monotonic()
     search_blocks(prepared, base, samples, state)
@@ -88,13 +91,10 @@ def quantize_by_blocks(
     with DecodeCheckpoint(out) as checkpoint:
         check_written(checkpoint.layers(), {layer.name: layer.sha256 for layer in layers})
         layer_bytes = checkpoint.layer_bytes()
-    written = load_dequantized(out)
-    with on_accelerator(written, last_use=True):
-        measured["quantized"] = perplexity(written, heldout, "perplexity, quantized")
     return Quantization(
         layers=layers,
         smoothing=gains,
-        perplexity=measured,
+        perplexity=measuring.quantized(out),
         layer_bytes=layer_bytes,
         layer_bytes_full_precision=prepared.plan.weight_count * 2,
         checkpoint_bytes=tensor_bytes(out),
@@ -109,16 +109,20 @@ def search_blocks(
 ) -> None:
     """Quantize every block into `state`, going on from where it stands."""
     blocks = int(prepared.model_config["num_hidden_layers"])
-    with BlockWalk(prepared, base, samples) as walk, bar("blocks", blocks) as shown:
+    with (
+        state.shelf(prepared.estimate.streams_on_disk) as shelf,
+        BlockWalk(prepared, base, samples, shelf, search_devices()) as walk,
+        bar("blocks", blocks) as shown,
+    ):
         before = state.streams()
         if before is not None:
-            walk.streams.restore(before.tensors)
+            walk.lanes.restore(before.tensors)
             shown.update(before.block)
         for index in range(0 if before is None else before.block, blocks):
             state.keep_block(index, _kept(walk.quantize(index)))
             if index + 1 < blocks:
                 walk.advance()
-                state.keep_streams(index + 1, walk.streams.tensors)
+                state.keep_streams(index + 1, walk.lanes.store)
             shown.update(1)
 
 
@@ -156,18 +160,6 @@ def _kept(found: BlockFound) -> KeptBlock:
         },
     }
     return KeptBlock([one.layer for one in found.layers], found.others, report)
-
-
-def _measure_base(
-    prepared: Prepared, base: Path, heldout: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    plan = prepared.plan
-    model = load_model(base, serving_dtype(prepared.model_config))
-    with on_accelerator(model, last_use=True):
-        full = perplexity(model, heldout, "perplexity, full precision")
-        round_layers(model, [layer.name for layer in plan.layers], plan.scheme)
-        rounded = perplexity(model, heldout, "perplexity, round-to-nearest")
-    return {"full_precision": full, "round_to_nearest": rounded}
 
 
 def _result(layer: QuantizedLayer, report: dict[str, Any], prepared: Prepared) -> LayerResult:

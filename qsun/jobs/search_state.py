@@ -1,7 +1,7 @@
 """The state of a search: finished blocks and the streams behind them, kept beside the output.
 
-A block is kept before the streams go on, and the streams now and then: an interrupted search goes
-on from the last streams kept, and finds the same codes again for blocks after them.
+A block is kept before the streams go on, these now and then: an interrupted search goes on from the
+last that were kept, and finds the same codes again.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qsun.calibrate.shelf import DiskShelf, Shelf, shelf_in
+from qsun.calibrate.shelf_set import damages, publish_set, set_damages
 from qsun.decode_checkpoint import QuantizedLayer
 from qsun.errors import ConfigError, OutputError, bullet_list
 from qsun.files import disk_full_is_an_os_error, write_json
 
-IDENTITY, ERRORS = "run.json", "errors.json"
-BLOCKS, STREAMS = "block-*.safetensors", "streams-*.safetensors"
+IDENTITY, MEASURED, ERRORS = "run.json", "perplexity.json", "errors.json"
+BLOCKS, STREAMS = "block-*.safetensors", "streams-*"
+SCRATCH = ".walk"
 PARTS = ("codes", "zeros", "scales")
 
 
@@ -41,7 +45,7 @@ class KeptStreams:
     """What stood before block `block`."""
 
     block: int
-    tensors: dict[str, torch.Tensor]
+    tensors: Shelf
 
 
 class SearchState:
@@ -71,6 +75,8 @@ class SearchState:
         if resume:
             self._refuse_another()
             self._refuse_damage()
+        known = resume and (self.folder / MEASURED).exists()
+        self._measured: dict[str, Any] = self._read(MEASURED) if known else {}
 
     @property
     def is_started(self) -> bool:
@@ -78,10 +84,7 @@ class SearchState:
         return (self.folder / IDENTITY).exists()
 
     def _refuse_another(self) -> None:
-        try:
-            before = _leaves(json.loads((self.folder / IDENTITY).read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
-            raise self._damaged([f"{IDENTITY}: {error}"]) from error
+        before = _leaves(self._read(IDENTITY))
         now = _leaves(self._identity)
         changed = [
             f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
@@ -97,14 +100,10 @@ class SearchState:
     def _refuse_damage(self) -> None:
         """Look at the headers of all that is needed: a file cut short has one that is too long."""
         last = self._last_streams()
-        needed = [] if last is None else [*map(self._block, range(_number(last))), last]
-        wrong = []
-        for path in needed:
-            try:
-                with safe_open(path, framework="pt") as opened:
-                    opened.metadata()
-            except (SafetensorError, OSError) as error:
-                wrong.append(f"{path.name}: {error}")
+        if last is None:
+            return
+        wrong = damages(map(self._block, range(_number(last))))
+        wrong += [f"{last.name}/{one}" for one in set_damages(last)]
         if wrong:
             raise self._damaged(wrong)
 
@@ -129,6 +128,15 @@ class SearchState:
         except (OSError, ValueError) as error:
             raise self._damaged([f"{ERRORS}: {error}"]) from error
 
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._damaged([f"{name}: {error}"]) from error
+        if not isinstance(value, dict):
+            raise self._damaged([f"{name}: holds no JSON object"])
+        return value
+
     def _damaged(self, wrong: list[str]) -> OutputError:
         return OutputError(
             f"--resume: the search in {self.folder} is damaged:\n{bullet_list(wrong)}\n"
@@ -151,9 +159,14 @@ class SearchState:
         """Make the folder; what an unfinished `close` has left there is of another search."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for kept in (BLOCKS, STREAMS, ERRORS):
-                for path in self.folder.glob(kept):
-                    path.unlink()
+            for path in self.folder.glob(BLOCKS):
+                path.unlink()
+            for path in self.folder.glob(STREAMS):
+                shutil.rmtree(path)
+            for name in (MEASURED, ERRORS):
+                (self.folder / name).unlink(missing_ok=True)
+            if self._measured:
+                write_json(self.folder / MEASURED, self._measured)
             write_json(self.folder / IDENTITY, self._identity)
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror}") from error
@@ -180,20 +193,42 @@ class SearchState:
         for index in range(count):
             yield self.block(index)
 
-    def keep_streams(self, index: int, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Keep what stands before block `index`, if it has been a while."""
+    def keep_streams(self, index: int, store: Callable[[Path], None]) -> None:
+        """Keep what stands before block `index`, which `store` writes, if it has been a while."""
         if time.monotonic() - self._kept_at < self._every_s:
             return
-        _publish(dict(tensors()), self._streams(index), {})
+        folder = self._streams(index)
+        publish_set(folder, store)
         for path in self.folder.glob(STREAMS):
-            if path != self._streams(index):
-                path.unlink()
+            if path != folder:
+                shutil.rmtree(path)
         self._kept_at = time.monotonic()
 
     def streams(self) -> KeptStreams | None:
         """The last streams kept; None where none are."""
         last = self._last_streams()
-        return None if last is None else KeptStreams(_number(last), load_file(last))
+        return None if last is None else KeptStreams(_number(last), DiskShelf(last))
+
+    @contextmanager
+    def shelf(self, on_disk: bool) -> Iterator[Shelf]:
+        """A shelf for the time of a walk; what lies on disk does so beside what is kept."""
+        try:
+            with shelf_in(self.folder / SCRATCH if on_disk else None) as shelf:
+                yield shelf
+        finally:
+            if not self.is_started:
+                with suppress(OSError):  # there is none, or what is not ours lies there
+                    self.folder.rmdir()
+
+    def measured(self, text: str) -> dict[str, float]:
+        """The perplexities known of the held-out text with this digest, by name."""
+        return dict(self._measured.get(text, {}))
+
+    def keep_measured(self, text: str, perplexities: Mapping[str, float]) -> None:
+        """Keep them; what is measured before a block is finished is kept with the first."""
+        self._measured[text] = dict(perplexities)
+        if self.is_started:
+            write_json(self.folder / MEASURED, self._measured)
 
     def close(self) -> None:
         """Remove it: the result is written. From here on there is nothing to go on from."""

@@ -10,27 +10,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qsun.quantize.plan import Plan
 from qsun.skeleton import Skeleton, transformers_config
 
-if TYPE_CHECKING:
-    import torch
-
 PROCESS_BYTES = 1_500_000_000  # Python with torch, transformers and llm-compressor imported
+PATIENCE_S = 0.5
 VALUE_BYTES = 2  # bfloat16 and float16
 CLONES = 4  # of the widest smoothed pair: original, candidate, float32 candidate (counts double)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is expected to need. `search_s` covers the AWQ search alone."""
+    """What a run is expected to need.
+
+    `search_s` covers the search alone. `needed_bytes` of memory are the least that a run can do
+    with; engine qsun lays what waits between two blocks on disk where memory is short. Of a GPU's
+    memory it needs `accelerator_bytes`.
+    """
 
     memory_bytes: int
     disk_bytes: int
     checkpoint_bytes: int
     search_s: float
+    needed_bytes: int = 0
+    streams_on_disk: bool = False
+    accelerator_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def _search_s(
     plan: Plan, config: Mapping[str, Any], samples: int, max_tokens: int, grid_points: int
 ) -> float:
     blocks = int(config["num_hidden_layers"])
-    block = time_one_block(config, plan, max_tokens)
+    block = time_one_block(config, plan, max_tokens, "eager")  # as llm-compressor calibrates
     sizes = {
         layer.name.rpartition(".")[2]: layer.in_features * layer.out_features
         for layer in plan.layers
@@ -92,7 +98,9 @@ def _search_s(
     return blocks * (searching_s + block.transfer_s)
 
 
-def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> BlockTimes:
+def time_one_block(
+    config: Mapping[str, Any], plan: Plan, max_tokens: int, attention: str
+) -> BlockTimes:
     """Run, quantize and move one block of random weights on this machine."""
     import torch
     from compressed_tensors.quantization import QuantizationArgs
@@ -104,9 +112,8 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> Bl
     tiny = transformers_config(
         config, num_hidden_layers=1, vocab_size=256, pad_token_id=None, layer_types=None
     )
-    # llm-compressor calibrates with eager attention.
     model = AutoModelForCausalLM.from_config(
-        tiny, dtype=torch.bfloat16, attn_implementation="eager"
+        tiny, dtype=torch.bfloat16, attn_implementation=attention
     )
     model = model.to(device).eval()
     tokens = torch.randint(0, 256, (1, max_tokens), device=device)
@@ -125,23 +132,43 @@ def time_one_block(config: Mapping[str, Any], plan: Plan, max_tokens: int) -> Bl
         for weight in weights:
             weight.to("cpu", copy=True)
 
+    threads = threads_of(device)
     with torch.no_grad():
         return BlockTimes(
-            forward_s=_best_of(3, lambda: model.model(tokens), device),
-            quantize_s=_best_of(2, quantize, device),
+            forward_s=best_time(lambda: model.model(tokens), device) / threads,
+            quantize_s=best_time(quantize, device, 2) / threads,
             # Each block's weights come from memory and go back there, smoothed.
-            transfer_s=2 * _best_of(2, write_back, device) if device == "cuda" else 0.0,
+            transfer_s=2 * best_time(write_back, device, 2) if device == "cuda" else 0.0,
         )
 
 
-def _best_of(repeats: int, work: Callable[[], Any], device: str | torch.device) -> float:
+def best_time(work: Callable[[], Any], device: str, repeats: int = 3) -> float:
+    """Seconds that `work` takes, the least of so many times, or of as many as fit `PATIENCE_S`.
+
+    On a processor it is the time of one thread, while that one ran: what else keeps the machine
+    busy is no part of it, nor is waiting for threads that it keeps from running.
+    """
     import torch
 
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    clock = time.perf_counter if device == "cuda" else time.thread_time
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    times: list[float] = []
+    try:
+        while len(times) < repeats and (not times or time.perf_counter() - begun < PATIENCE_S):
+            start = clock()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(clock() - start)
+    finally:
+        torch.set_num_threads(threads)
     return min(times)
+
+
+def threads_of(device: str) -> int:
+    """How many threads share what `best_time` took one for, where products of matrices do."""
+    import torch
+
+    return 1 if device == "cuda" else torch.get_num_threads()

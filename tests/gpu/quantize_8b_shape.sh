@@ -3,6 +3,8 @@
 #
 #   tests/gpu/quantize_8b_shape.sh RECORD [QSUN_OPTION...]
 #
+# QSUN_OPTIONs for qsun's own engine: --engine qsun --set quantize.search.positions=all
+#
 # Run from the repository root; nothing is downloaded. Needs a CUDA GPU with 32 GB, 40 GB of memory,
 # 25 GB of disk under TMPDIR, and a python3 (or PYTHON) that imports qsun's requirements; qsun
 # itself is taken from here. vLLM is not needed: no load check. Four minutes on an H200.
