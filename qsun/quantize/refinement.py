@@ -12,11 +12,7 @@ from dataclasses import replace
 import torch
 
 from qsun.quantize.code_grid import CodeGrid, Rounding
-from qsun.quantize.fused import descend_tile, one_thread
-
-AT_ONCE = (
-    32  # inputs, of one group, whose effect on later ones is held back and then made in one product
-)
+from qsun.quantize.fused import at_once, descend_tile, one_thread
 
 
 def refined(
@@ -40,8 +36,9 @@ def _sweep(
     groups = torch.arange(len(grid.scales), device=steps.device)
     rounding = grid.by_group(groups)
     turns = _fused if steps.is_cuda else _one_by_one
-    for start in range(0, len(steps), AT_ONCE):
-        tile = slice(start, start + AT_ONCE)
+    inputs = at_once(steps.device)
+    for start in range(0, len(steps), inputs):
+        tile = slice(start, start + inputs)
         pull, within = gram[tile] @ missing, gram[tile, tile]
         found, moved = turns(pull, steps[tile], rounding[start // grid.group_size], within)
         steps[tile] = found
