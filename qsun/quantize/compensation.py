@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from qsun.quantize.code_grid import CodeGrid
-from qsun.quantize.fused import at_once, compensate_tile, one_thread
+from qsun.quantize.turns import AT_ONCE, one_thread
 
 FLOOR = 1e-6
 
@@ -24,27 +24,18 @@ def compensated(
     order = gram.diagonal().argsort(descending=True, stable=True)
     left, groups = weight[order], order // grid.group_size
     upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
-    turns = _fused if left.is_cuda else _one_by_one
     steps = torch.empty_like(left)
-    inputs = at_once(left.device)
-    for start in range(0, len(order), inputs):
-        end = min(start + inputs, len(order))
+    for start in range(0, len(order), AT_ONCE):
+        end = min(start + AT_ONCE, len(order))
         tile, within = slice(start, end), upper[start:end, start:end]
-        steps[tile], errors = turns(left[tile], grid, groups[tile], within)
+        steps[tile], errors = _take_turns(left[tile], grid, groups[tile], within)
         left[end:].addmm_(upper[tile, end:].t(), errors, alpha=-1)
     found = torch.empty_like(steps)
     found[order] = steps
     return found
 
 
-def _fused(
-    left: torch.Tensor, grid: CodeGrid, groups: torch.Tensor, upper: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    zeros = grid.zeros[groups]
-    return compensate_tile(left, grid.scales[groups], grid.low - zeros, grid.high - zeros, upper)
-
-
-def _one_by_one(
+def _take_turns(
     left: torch.Tensor, grid: CodeGrid, groups: torch.Tensor, upper: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A tile's code minus zero, and what each input hands to those after it; `left` is changed."""

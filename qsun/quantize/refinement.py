@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from qsun.quantize.code_grid import CodeGrid, Rounding
-from qsun.quantize.fused import at_once, descend_tile, one_thread
+from qsun.quantize.turns import AT_ONCE, one_thread
 
 
 def refined(
@@ -35,24 +35,16 @@ def _sweep(
     steps, missing = steps.clone(), weight - grid.values(steps)
     groups = torch.arange(len(grid.scales), device=steps.device)
     rounding = grid.by_group(groups)
-    turns = _fused if steps.is_cuda else _one_by_one
-    inputs = at_once(steps.device)
-    for start in range(0, len(steps), inputs):
-        tile = slice(start, start + inputs)
+    for start in range(0, len(steps), AT_ONCE):
+        tile = slice(start, start + AT_ONCE)
         pull, within = gram[tile] @ missing, gram[tile, tile]
-        found, moved = turns(pull, steps[tile], rounding[start // grid.group_size], within)
+        found, moved = _take_turns(pull, steps[tile], rounding[start // grid.group_size], within)
         steps[tile] = found
         missing[tile] -= moved
     return steps
 
 
-def _fused(
-    pull: torch.Tensor, steps: torch.Tensor, one: Rounding, gram: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return descend_tile(pull, steps, one.scale, one.least, one.most, gram)
-
-
-def _one_by_one(
+def _take_turns(
     pull: torch.Tensor, steps: torch.Tensor, one: Rounding, gram: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A tile's code minus zero, all of one group, and how far each weight moved."""
