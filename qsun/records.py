@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
+import resource
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from qsun.errors import QsunError
 from qsun.files import GIB, write_json
 
 SCHEMA = 1
+OWN_STATUS = Path("/proc/self/status")
 # What people read of a quantization, beside its record.
 REPORT, PICTURE = "records/quantization.md", "records/quantization.svg"
 RECORDED_PACKAGES = (
@@ -113,6 +116,18 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["accelerator"] = torch.cuda.get_device_name()
     return found
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this program was resident in so far.
+
+    On Linux `ru_maxrss` will not do: it counts what a parent held when it started this program.
+    """
+    if OWN_STATUS.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", OWN_STATUS.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def _processor_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import qsun
 from qsun.config import LoadCheckConfig
 from qsun.errors import QsunError
 from qsun.files import size, write_json
-from qsun.records import SCHEMA, Record, new_record, read_record
+from qsun.records import SCHEMA, Record, new_record, peak_memory_bytes, read_record
 
 
 def make_record() -> Record:
@@ -89,3 +90,11 @@ def test_a_record_is_json_for_every_reader(tmp_path: Path) -> None:
 )
 def test_a_size_has_a_unit_that_shows_it(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_peak_memory_is_that_of_this_program_alone() -> None:
+    held = bytearray(b"x") * (600 << 20)
+    code = "from qsun.records import peak_memory_bytes; print(peak_memory_bytes())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert peak_memory_bytes() > len(held)
+    assert 5 << 20 < int(told.stdout) < 300 << 20

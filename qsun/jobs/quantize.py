@@ -6,9 +6,7 @@ config -> model config -> plan and estimate -> texts -> base checkpoint -> AWQ -
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,7 +31,7 @@ from qsun.models import (
 )
 from qsun.progress import announce
 from qsun.quantize.estimate import Estimate
-from qsun.records import new_record
+from qsun.records import new_record, peak_memory_bytes
 
 if TYPE_CHECKING:
     from qsun.jobs.search_state import SearchState
@@ -236,12 +234,11 @@ def _seed(seed: int) -> None:
 def _cost(wall_s: float, result: dict[str, Any], expected: Estimate) -> dict[str, Any]:
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in kilobytes on Linux
     return {
         "wall_s": wall_s,
         "search_s": result["quantization"]["search_s"],
         "search_s_estimated": expected.search_s,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory_bytes(),
         "peak_memory_bytes_estimated": expected.memory_bytes,
         "peak_accelerator_bytes": max(
             map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())), default=0
