@@ -101,7 +101,7 @@ def rendered(readme: str) -> str:
         "chaos_table": chaos_table.table(),
     }
     for name, text in tables.items():
-        readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, flags=re.S)
+        readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, count=1, flags=re.S)
     return readme
 
 
