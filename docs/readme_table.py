@@ -13,6 +13,7 @@ import ablation_table
 import bits_table
 import chaos_table
 import drift_table
+import engines_table
 import overhead_table
 import speed_table
 import systems_table
@@ -93,6 +94,7 @@ def rendered(readme: str) -> str:
         "readme_table": table(),
         "systems_table": systems_table.table(),
         "bits_table": bits_table.table(),
+        "engines_table": engines_table.table(),
         "ablation_table": ablation_table.table(),
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),

@@ -92,7 +92,7 @@ def quantize(engine: str, bits: int, text: Path, out: Path) -> None:
         "load_check.mode=skip",
         *ENGINES[engine],
     ]
-    command = ["quantize", str(CONFIG), "--engine", engine, "--out", str(out)]
+    command = ["quantize", str(CONFIG.relative_to(ROOT)), "--engine", engine, "--out", str(out)]
     sets = [f"--set={setting}" for setting in settings]
     subprocess.run([sys.executable, "-c", QSUN, *command, *sets], check=True, cwd=ROOT)
 

@@ -1,0 +1,54 @@
+"""The README's table of both engines, from `docs/records/engines-32.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qsun.records import read_record
+
+RECORD = Path(__file__).parent / "records" / "engines-32.json"
+CALIBRATION = "`calib/math-tools-served.yaml`"
+LABELS = {"llmcompressor": "AWQ by llm-compressor", "qsun": "engine qsun"}
+
+
+def table() -> str:
+    """Loss where the decoder serves, plain perplexity and cost, by bits and engine."""
+    record = read_record(RECORD, "engine-comparison")
+    result, machine = record.result, record.hardware
+    tasks = list(next(iter(result["bits"].values()))["decode_positions"])
+    columns = [*(f"{task}, loss" for task in tasks), "perplexity", "search", "memory"]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for number, (bits, found) in enumerate(result["bits"].items()):
+        positions = found["decode_positions"]
+        if number == 0:
+            losses = [f"{positions[task]['full_precision']:.3f}" for task in tasks]
+            full = found["qsun"]["perplexity"]["full_precision"]
+            lines.append(f"| bfloat16 | {' | '.join(losses)} | {full:.2f} | | |")
+        lines += [_row(bits, engine, found, tasks) for engine in LABELS]
+    lines.append(
+        f"\nNats a response token behind each task's prefill module ({result['rows']} validation "
+        f"rows a task at most); in brackets by how much engine qsun's is lower, with a 95 % paired "
+        f"interval. {result['samples']} samples of {CALIBRATION}, {machine['cores']} cores "
+        f"({machine['processor']}), every run a process of its own, by `tests/compare_engines.py`."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _row(bits: str, engine: str, found: dict[str, Any], tasks: list[str]) -> str:
+    cells = [_loss(found["decode_positions"][task], engine) for task in tasks]
+    cells.append(f"{found[engine]['perplexity']['quantized']:.2f}")
+    cost, theirs = found[engine]["cost"], found["llmcompressor"]["cost"]
+    ratio = theirs["search_s"] / cost["search_s"]
+    cells.append(f"{cost['search_s']:.0f} s" + (f" ({ratio:.1f}x)" if engine == "qsun" else ""))
+    cells.append(f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB")
+    label = f"{bits.removeprefix('w')} bits, {LABELS[engine]}"
+    return f"| {f'**{label}**' if engine == 'qsun' else label} | {' | '.join(cells)} |"
+
+
+def _loss(positions: dict[str, Any], engine: str) -> str:
+    if engine != "qsun":
+        return f"{positions[engine]:.3f}"
+    least, most = positions["interval"]
+    lower = f"{positions['qsun_lower_by']:.3f} ({least:.3f} to {most:.3f})"
+    return f"{positions['qsun']:.3f} [{lower}]"
