@@ -69,6 +69,14 @@ def digests(config: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if name != RECORD}
 
 
+def finished_search(folder: Path) -> Path:
+    """Write a search and run it to its end; returns the config's path."""
+    config = write_search(folder)
+    outcome = search(config)
+    assert outcome.exit_code == 0, outcome.stderr
+    return config
+
+
 def copy_search(config: Path, folder: Path) -> Path:
     """Copy all that a search reads to `folder`, and nothing that it has made; gives its config."""
     shutil.copytree(config.parent.parent, folder, ignore=shutil.ignore_patterns("out"))

@@ -17,7 +17,7 @@ from qsun.config import SearchConfig
 from qsun.figures import DARK
 from qsun.jobs.block_walk import pieces_of
 from qsun.records import PICTURE, REPORT
-from tests.searching import BLOCKS, search, write_search
+from tests.searching import BLOCKS, finished_search, search, write_search
 
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,10 +26,7 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a finished search by engine qsun."""
-    config = write_search(tmp_path_factory.mktemp("search"))
-    outcome = search(config)
-    assert outcome.exit_code == 0, outcome.stderr
-    return config
+    return finished_search(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture(scope="module")

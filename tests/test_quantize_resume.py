@@ -29,6 +29,7 @@ from tests.searching import (
     cut_short,
     digests,
     fail,
+    finished_search,
     interrupt,
     names,
     search,
@@ -44,10 +45,7 @@ QSUN = [sys.executable, "-c", "from qsun.cli.main import main; main()"]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a search that was never interrupted; tests work on copies."""
-    config = write_search(tmp_path_factory.mktemp("search"))
-    outcome = search(config)
-    assert outcome.exit_code == 0, outcome.stderr
-    return config
+    return finished_search(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture

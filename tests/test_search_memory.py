@@ -19,21 +19,18 @@ from tests.searching import (
     copy_search,
     digests,
     fail,
+    finished_search,
     names,
     search,
     state,
     stop_at,
-    write_search,
 )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a search that held its streams in memory; tests work on copies."""
-    config = write_search(tmp_path_factory.mktemp("search"))
-    outcome = search(config)
-    assert outcome.exit_code == 0, outcome.stderr
-    return config
+    return finished_search(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture
