@@ -116,6 +116,15 @@ def test_sources_without_responses_are_all_named(config: Path) -> None:
     assert run_qsun("quantize", config, "--dry-run", *options).exit_code == 0
 
 
+def test_a_head_that_is_to_be_quantized(config: Path) -> None:
+    base = config.parent.parent / "base"
+    shutil.rmtree(base)
+    tiny_model(base, hidden=64, intermediate=64, layers=4, tied=False)
+    message = refused(config, 3, "--set", "quantize.keep_full_precision=[]")
+    assert "lm_head is in no decoder block" in message
+    assert "name it in quantize.keep_full_precision" in message
+
+
 def test_missing_modules_are_all_named(config: Path) -> None:
     chosen = [{**one, "module": f"../nowhere-{one['task']}"} for one in PREFILL]
     message = refused(config, 4, *settings(prefill=chosen))

@@ -61,7 +61,7 @@ def prepare(run: RunConfig, config_path: Path, out: Path, dry_run: bool) -> Prep
     texts = {settings.calibration: calibration, settings.heldout: heldout}
     _check_lengths(texts, model_config["max_position_embeddings"])
     plan = make_plan(model_config, shape.linears, settings)
-    prefill = check_search(settings, calibration, model_config, shape, relative_to)
+    prefill = check_search(settings, plan, calibration, model_config, shape, relative_to)
     expected = _estimate(settings, plan, model_config, shape, calibration, source)
     return Prepared(
         run,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qsun.block import LAYERS
 from qsun.calibrate.definition import TextDefinition
 from qsun.config import QuantizeConfig, SearchConfig
 from qsun.errors import ConfigError, ModelError, bullet_list, nearest
@@ -13,11 +14,13 @@ from qsun.files import bytes_of
 from qsun.jobs.prepare_export import module_problems, resolved
 from qsun.kv_layout import kv_layout
 from qsun.prefill_module import check_plain_lora
+from qsun.quantize.plan import Plan
 from qsun.skeleton import Skeleton
 
 
 def check_search(
     settings: QuantizeConfig,
+    plan: Plan,
     calibration: TextDefinition,
     model_config: Mapping[str, Any],
     shape: Skeleton,
@@ -30,7 +33,7 @@ def check_search(
         ModelError: a module that is missing, of another KV layout, or no plain LoRA adapter on
             this base model; all are named.
     """
-    problems = _contradictions(settings, calibration)
+    problems = _contradictions(settings, plan, calibration)
     if problems:
         raise ConfigError(f"this search cannot be made:\n{bullet_list(problems)}")
     layout = kv_layout(model_config)
@@ -72,13 +75,19 @@ def _memory_problems(memory: str | None) -> list[str]:
     return []
 
 
-def _contradictions(settings: QuantizeConfig, calibration: TextDefinition) -> list[str]:
+def _contradictions(settings: QuantizeConfig, plan: Plan, calibration: TextDefinition) -> list[str]:
     search = settings.search
     if settings.engine != "qsun":
         if search == SearchConfig():
             return []
         return [f"quantize.search is engine qsun's, and quantize.engine is {settings.engine}"]
     problems = _memory_problems(search.memory)
+    problems += [
+        f"{layer.name} is in no decoder block, and engine qsun searches in these alone: "
+        "name it in quantize.keep_full_precision"
+        for layer in plan.layers
+        if not layer.name.startswith(f"{LAYERS}.")
+    ]
     names = [source.name for source in calibration.sources]
     chosen = [one.task for one in search.prefill]
     problems += [
