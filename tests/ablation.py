@@ -29,17 +29,14 @@ from qsun.calibrate.definition import load_definition
 from qsun.calibrate.samples import Sample, read_sources, tokenize_sources
 from qsun.config import load_config
 from qsun.files import write_json
-from qsun.gguf_file import convert_gguf
 from qsun.jobs.prepare import prepare
 from qsun.jobs.quantize_blocks import search_blocks
 from qsun.jobs.search_state import SearchState
-from qsun.models import load_model, load_tokenizer, locate
+from qsun.models import load_model, load_tokenizer
 from qsun.records import new_record
-from tests.judging import ROOT, Judging, lower_by, mean
+from tests.compare_engines import CALIBRATION, CONFIG, base_model
+from tests.judging import REFERENCE, ROOT, Judging, lower_by, mean
 
-CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
-CALIBRATION = ROOT / "calib" / "math-tools-served.yaml"
-REFERENCE = ROOT / "exports" / "reference"
 BEHIND = (
     "prefill=[{task: math, module: ../exports/reference/math}, "
     "{task: tools, module: ../exports/reference/tools}]"
@@ -126,10 +123,8 @@ def make_base(state: Path) -> None:
     scratch = state / ".base.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    source = locate(load_config(CONFIG).base.model, None, CONFIG.parent)
-    assert source.gguf is not None
-    convert_gguf(source.gguf, scratch, "bfloat16")
-    scratch.rename(base)
+    base_model(load_config(CONFIG), scratch).rename(base)
+    scratch.rmdir()
 
 
 def work(chosen: list[Variant], state: Path, rows: int) -> None:
