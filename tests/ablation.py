@@ -49,7 +49,7 @@ KINDS = {
 }
 DEFAULT = "responses, P's cache, some whole"
 CALIBRATED, UNSEEN = ("math", "tools"), "code"
-FULL = "full precision.json"
+FULL, ROWS = "full precision.json", "rows.json"
 SEEDS = (17, 18, 19)
 SIZES = (32, 128, 512, 1024)
 
@@ -115,6 +115,20 @@ def main() -> None:
         sys.exit(f"{sum(map(bool, ends))} worker(s) failed; the record says what is missing")
 
 
+def judging_in(state: Path, rows: int) -> Judging:
+    """What variants are judged by; of the same rows as all others in this state."""
+    judging = Judging(
+        state / "base", {task: REFERENCE / task for task in (*CALIBRATED, UNSEEN)}, rows
+    )
+    lengths = {task: one.tolist() for task, one in judging.tokens.items()}
+    kept = state / ROWS
+    if not kept.exists():
+        write_json(kept, lengths)
+    if json.loads(kept.read_text(encoding="utf-8")) != lengths:
+        sys.exit(f"{kept}: variants were judged by other rows, on another machine or --rows")
+    return judging
+
+
 def make_base(state: Path) -> None:
     """Convert the base model, and judge it in full precision."""
     base = state / "base"
@@ -130,7 +144,7 @@ def make_base(state: Path) -> None:
 def work(chosen: list[Variant], state: Path, rows: int) -> None:
     """Make every variant that is missing."""
     base = state / "base"
-    judging = Judging(base, {task: REFERENCE / task for task in (*CALIBRATED, UNSEEN)}, rows)
+    judging = judging_in(state, rows)
     model = load_model(base, "bfloat16")
     exact = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     if not (state / FULL).exists():
@@ -198,9 +212,7 @@ def judged(model: Any, judging: Judging, what: str) -> dict[str, Any]:
 
 def summed_up(chosen: list[Variant], state: Path, rows: int) -> dict[str, Any]:
     """Each variant's loss per token, and by how much it is above full precision."""
-    judging = Judging(
-        state / "base", {task: REFERENCE / task for task in (*CALIBRATED, UNSEEN)}, rows
-    )
+    judging = judging_in(state, rows)
     tokens = judging.tokens
     full = json.loads((state / FULL).read_text(encoding="utf-8"))
     found, missing = {}, []
