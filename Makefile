@@ -15,7 +15,7 @@ endif
 
 .PHONY: setup bubblewrap demo test lint types check interop overhead peers records lock clean
 
-setup: .venv/.installed .venv-serving/.installed bubblewrap
+setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap
 
 # Generated programs run in it. Root installs it; who is not is told how, and goes on without.
 bubblewrap:
@@ -34,6 +34,12 @@ bubblewrap:
 	$(UV) pip install -q --python $(BIN)/python --no-deps -r requirements/data.txt -e .
 	touch $@
 
+# Kernels for GPUs are tested by Triton's interpreter, apart: packages that find Triton want a GPU.
+.venv-triton/.installed: requirements/triton.txt .venv/.installed
+	rm -rf .venv-triton
+	$(UV) pip install -q --python $(BIN)/python --no-deps --target .venv-triton -r requirements/triton.txt
+	touch $@
+
 # vLLM pins another compressed-tensors: an environment of its own. Compiled at once, because every
 # vLLM process would otherwise compile its imports again.
 .venv-serving/.installed: requirements/serving.txt .venv/.installed
@@ -48,7 +54,7 @@ demo: setup
 	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml
 	$(BIN)/qsun inspect exports/smollm2-135m-w4
 	rm -rf exports/smollm2-135m-bundle
-	$(BIN)/qsun export configs/smollm2-135m-qsun.yaml --out exports/smollm2-135m-bundle
+	$(BIN)/qsun export configs/smollm2-135m-bundle.yaml --out exports/smollm2-135m-bundle
 	$(BIN)/qsun verify exports/smollm2-135m-bundle
 	$(BIN)/qsun evaluate exports/smollm2-135m-bundle --tasks math.seen --limit 16 \
 	  --set 'evaluate.tpot_streams=[1]'
@@ -76,10 +82,10 @@ test: setup
 	touch $@
 
 interop: .venv/.installed .venv-interop/.installed
-	rm -rf exports/smollm2-135m-w4-awq
-	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml --format awq --out exports/smollm2-135m-w4-awq \
-	  --set load_check.mode=skip --set quantize.grid_points=3
-	$(BIN)/python tests/interop/compare.py exports/smollm2-135m-w4-awq \
+	rm -rf exports/smollm2-135m-w4-gemm
+	$(BIN)/qsun quantize configs/smollm2-135m-w4.yaml --format awq --out exports/smollm2-135m-w4-gemm \
+	  --set load_check.mode=skip
+	$(BIN)/python tests/interop/compare.py exports/smollm2-135m-w4-gemm \
 	  --interop-python .venv-interop/bin/python --record docs/records/autoawq-interop.json
 
 # vllm-router in an environment of its own; both routers over the same fake workers, two cores.
@@ -124,7 +130,10 @@ records: setup
 	  --set export.decode=../exports/records/w4
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
-	$(BIN)/python -m tests.served_matrix exports/records/w4 docs/records/served-matrix.json
+	$(BIN)/python -m tests.served_matrix docs/records/served-matrix.json exports/records/w4
+	$(BIN)/qsun quantize configs/smollm2-135m-w3.yaml --set quantize.bits=2 --out exports/records/w2
+	$(BIN)/python -m tests.served_matrix docs/records/served-bits.json exports/records/w4 \
+	  exports/records/w3 exports/records/w2 --modules LoRA
 	$(BIN)/python -m tests.chaos exports/records/bundle docs/records/serving-chaos.json
 	$(BIN)/python -m tests.chaos.salt exports/records/bundle docs/records/serving-salt.json
 	$(BIN)/python -m tests.length_drift_curve exports/records/bundle \
@@ -142,4 +151,4 @@ lock: setup
 	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/main.txt
 
 clean:
-	rm -rf .venv .venv-serving .venv-interop .venv-router .venv-gptqmodel .venv-autoround
+	rm -rf .venv .venv-serving .venv-triton .venv-interop .venv-router .venv-gptqmodel .venv-autoround

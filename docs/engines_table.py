@@ -1,4 +1,4 @@
-"""The README's table of both engines, from `docs/records/engines-32.json`."""
+"""The README's table of both engines, from `docs/records/engines-*.json`."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ from typing import Any
 
 from qsun.records import read_record
 
-RECORD = Path(__file__).parent / "records" / "engines-32.json"
+RECORDS = tuple(Path(__file__).parent / "records" / f"engines-{n}.json" for n in (32, 512))
 CALIBRATION = "`calib/math-tools-served.yaml`"
 LABELS = {"llmcompressor": "AWQ by llm-compressor", "qsun": "engine qsun"}
 
 
 def table() -> str:
     """Loss where the decoder serves, plain perplexity and cost, by bits and engine."""
-    record = read_record(RECORD, "engine-comparison")
-    result, machine = record.result, record.hardware
+    records = [read_record(path, "engine-comparison") for path in RECORDS]
+    result = records[0].result
     tasks = list(next(iter(result["bits"].values()))["decode_positions"])
     columns = [*(f"{task}, loss" for task in tasks), "perplexity", "search", "memory"]
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for number, (bits, found) in enumerate(result["bits"].items()):
-        positions = found["decode_positions"]
-        if number == 0:
-            losses = [f"{positions[task]['full_precision']:.3f}" for task in tasks]
-            full = found["qsun"]["perplexity"]["full_precision"]
-            lines.append(f"| bfloat16 | {' | '.join(losses)} | {full:.2f} | | |")
-        lines += [_row(bits, engine, found, tasks) for engine in LABELS]
+    first = next(iter(result["bits"].values()))
+    losses = [f"{first['decode_positions'][task]['full_precision']:.3f}" for task in tasks]
+    full = first["qsun"]["perplexity"]["full_precision"]
+    lines.append(f"| bfloat16 | {' | '.join(losses)} | {full:.2f} | | |")
+    for record in records:
+        for bits, found in record.result["bits"].items():
+            what = f"{bits.removeprefix('w')} bits, {record.result['samples']} samples"
+            lines += [_row(what, engine, found, tasks) for engine in LABELS]
+    machines = " and ".join(dict.fromkeys(_machine(record.hardware) for record in records))
     lines.append(
         f"\nNats a response token behind each task's prefill module ({result['rows']} validation "
         f"rows a task at most); in brackets by how much engine qsun's is lower, with a 95 % paired "
-        f"interval. {result['samples']} samples of {CALIBRATION}, {machine['cores']} cores "
-        f"({machine['processor']}), every run a process of its own, by `tests/compare_engines.py`."
+        f"interval. Samples of {CALIBRATION}; {machines}, both engines of a row in one run, each a "
+        "process of its own, by `tests/compare_engines.py`."
     )
     return "\n".join(lines) + "\n"
 
 
-def _row(bits: str, engine: str, found: dict[str, Any], tasks: list[str]) -> str:
+def _machine(hardware: dict[str, Any]) -> str:
+    return f"{hardware['cores']} cores ({hardware['processor']})"
+
+
+def _row(what: str, engine: str, found: dict[str, Any], tasks: list[str]) -> str:
     cells = [_loss(found["decode_positions"][task], engine) for task in tasks]
     cells.append(f"{found[engine]['perplexity']['quantized']:.2f}")
     cost, theirs = found[engine]["cost"], found["llmcompressor"]["cost"]
     ratio = theirs["search_s"] / cost["search_s"]
     cells.append(f"{cost['search_s']:.0f} s" + (f" ({ratio:.1f}x)" if engine == "qsun" else ""))
     cells.append(f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB")
-    label = f"{bits.removeprefix('w')} bits, {LABELS[engine]}"
+    label = f"{what}, {LABELS[engine]}"
     return f"| {f'**{label}**' if engine == 'qsun' else label} | {' | '.join(cells)} |"
 
 

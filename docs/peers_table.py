@@ -1,31 +1,31 @@
-"""A table of quantizers side by side, from a record of `tests/compare_peers.py`.
+"""The README's table of quantizers side by side, from records of `tests/compare_peers.py`.
 
-Run `python docs/peers_table.py [RECORD]` to see it; the README has none before a record is there.
+Records of one comparison, each with some of its subjects, are read together.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from qsun.records import Record, read_record
 
-RECORD = Path(__file__).parent / "records" / "peers-smollm2.json"
+RECORDS = Path(__file__).parent / "records" / "peers-smollm2"
 OURS, FULL = "qsun", "full precision"
 
 
-def table(path: Path = RECORD, model: str = "SmolLM2-135M-Instruct") -> str:
-    """Quantizers down, measures across."""
-    record = read_record(path, "peers-comparison")
-    result = record.result
+def table(folder: Path = RECORDS, model: str = "SmolLM2-135M-Instruct") -> str:
+    """Quantizers down, measures across; the worse on the first task come first."""
+    records = [read_record(path, "peers-comparison") for path in sorted(folder.glob("*.json"))]
+    record, result = records[0], joined([one.result for one in records])
     tasks = list(result["response_tokens"])
     tests = list(result[FULL].get("right", {}))
     right = [f"{test} right, %" for test in tests]
-    head = [model, *tasks, *right, "perplexity", "processor minutes", "GiB"]
-    rows = [[FULL, *_measures(result[FULL], tasks, tests), "", ""]]
-    for bits, subjects in result["bits"].items():
-        for name, found in subjects.items():
+    head = [model, *tasks, *right, "perplexity", "minutes", "GiB", "GPU GiB"]
+    rows = [[FULL, *_measures(result[FULL], tasks, tests), "", "", ""]]
+    for bits, subjects in sorted(result["bits"].items(), reverse=True):
+        ordered = sorted(subjects.items(), key=lambda one: -one[1]["nats_per_token"][tasks[0]])
+        for name, found in ordered:
             label = f"**{name}**" if name == OURS else name
             rows.append(
                 [
@@ -35,7 +35,19 @@ def table(path: Path = RECORD, model: str = "SmolLM2-135M-Instruct") -> str:
                 ]
             )
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-    return "\n".join([*lines, "", _legend(record, tasks)]) + "\n"
+    return "\n".join([*lines, "", _legend(record, result, tasks)]) + "\n"
+
+
+def joined(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result with the subjects of all, which are of the same samples, rows and tests."""
+    same = ("samples", "rows", "tests", "response_tokens", FULL)
+    first = results[0]
+    bits: dict[str, dict[str, Any]] = {}
+    for result in results:
+        assert all(result[key] == first[key] for key in same), "one comparison's records"
+        for name, subjects in result["bits"].items():
+            bits[name] = bits.get(name, {}) | subjects
+    return {**first, "bits": bits}
 
 
 def _measures(found: dict[str, Any], tasks: list[str], tests: list[str]) -> list[str]:
@@ -64,11 +76,16 @@ def _interval(
 
 
 def _cost(cost: dict[str, Any]) -> list[str]:
-    return [f"{cost['processor_s'] / 60:.1f}", f"{cost['peak_memory_bytes'] / 2**30:.1f}"]
+    on_gpu = cost.get("peak_gpu_bytes")
+    return [
+        f"{cost['wall_s'] / 60:.1f}",
+        f"{cost['peak_memory_bytes'] / 2**30:.1f}",
+        f"{on_gpu / 2**30:.1f}" if on_gpu else "",
+    ]
 
 
-def _legend(record: Record, tasks: list[str]) -> str:
-    result, machine = record.result, record.hardware
+def _legend(record: Record, result: dict[str, Any], tasks: list[str]) -> str:
+    machine = record.hardware
     sampled = [source["name"] for source in result["samples"]["sources"]]
     unseen = [task for task in tasks if task not in sampled]
     versions: dict[str, str] = {}
@@ -91,10 +108,7 @@ def _legend(record: Record, tasks: list[str]) -> str:
         f"of {', '.join(sampled)}, the same for all. By task: nats a token of "
         f"{result['rows']} responses behind its prefill module's cache, lower is better{nothing}. "
         "In brackets, 95 % paired bootstrap: by how much qsun is better. Perplexity is of plain "
-        f"text without a prefill module. Each in a process of its own on {machine['cores']} cores "
-        f"({machine['processor']}): {packages}.{rounds} By `tests/compare_peers.py`."
+        f"text without a prefill module. Each in a process of its own on "
+        f"{machine.get('accelerator') or machine['processor']}, up to two at a time: "
+        f"{packages}.{rounds} By `tests/compare_peers.py`."
     )
-
-
-if __name__ == "__main__":
-    print(table(*(Path(path) for path in sys.argv[1:2])))

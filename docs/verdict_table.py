@@ -35,7 +35,17 @@ def table() -> str:
     lines.append(
         f"\nThe bundle of `configs/smollm2-135m-bundle.yaml`, two tasks, on "
         f"{record.hardware['cores']} cores, by `make records`. The served level on more bundles, "
-        f"prefill modules {modules}, each in both formats: {whole} of {len(matrix)} passed "
-        "(`tests/served_matrix.py`)."
+        f"prefill modules {modules}, each in both formats: {whole} of {len(matrix)} passed; and "
+        f"with {_by_bits()} (`tests/served_matrix.py`)."
     )
     return "\n".join(lines) + "\n"
+
+
+def _by_bits() -> str:
+    """How many bundles passed, by what their decode modules' codes are."""
+    found = read_record(RECORDS / "served-bits.json", "served-matrix").result["bundles"]
+    by_scheme: dict[str, list[bool]] = {}
+    for one in found:
+        passed = all(check["outcome"] == "passed" for check in one["checks"])
+        by_scheme.setdefault(one["decode"], []).append(passed)
+    return "; ".join(f"{name}, {sum(ok)} of {len(ok)}" for name, ok in by_scheme.items())

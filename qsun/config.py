@@ -84,7 +84,7 @@ class QuantizeConfig:
     keep_full_precision: tuple[str, ...] = ("lm_head",)
     tensor_parallel: int = field(default=1, metadata={"minimum": 1})
     grid_points: int = field(default=20, metadata={"minimum": 3, "maximum": 100})
-    engine: str = field(default="llmcompressor", metadata={"choices": ("qsun", "llmcompressor")})
+    engine: str = field(default="qsun", metadata={"choices": ("qsun", "llmcompressor")})
     search: SearchConfig = SearchConfig()
 
 

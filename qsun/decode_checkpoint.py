@@ -37,12 +37,13 @@ class QuantizedLayer:
     zeros: torch.Tensor
     scales: torch.Tensor
 
-    def weight(self) -> torch.Tensor:
-        """The exact weight, float32 `[out, in]`."""
+    def weight(self, device: torch.device | None = None) -> torch.Tensor:
+        """The exact weight, float32 `[out, in]`, where the codes are or on `device`."""
         out_features, groups = self.scales.shape
-        codes = self.codes.reshape(out_features, groups, -1).float()
-        weight = (codes - self.zeros.float().unsqueeze(-1)) * self.scales.float().unsqueeze(-1)
-        return weight.reshape(out_features, -1)
+        parts = (self.codes, self.zeros, self.scales)
+        codes, zeros, scales = (part.to(device or part.device).float() for part in parts)
+        weight = codes.reshape(out_features, groups, -1) - zeros.unsqueeze(-1)
+        return (weight * scales.unsqueeze(-1)).reshape(out_features, -1)
 
     def digest(self) -> str:
         """SHA-256 over codes, zeros and scales."""

@@ -161,7 +161,8 @@ def work(chosen: list[Variant], state: Path, rows: int) -> None:
 
 def searched(variant: Variant, base: Path, model: Any) -> dict[str, Any]:
     """Put what the variant makes of the base model into `model`; its cost."""
-    settings = [f"quantize.search.{one}" for one in (*KINDS[variant.kind], *variant.settings)]
+    chosen = ("prefill=[]", *KINDS[variant.kind], *variant.settings)
+    settings = [f"quantize.search.{one}" for one in chosen]
     run = load_config(CONFIG, [f"quantize.bits={variant.bits}", "quantize.engine=qsun", *settings])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"

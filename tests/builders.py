@@ -179,6 +179,7 @@ def write_config(folder: Path, model: Path | str, **changes: Any) -> Path:
         "name": "tiny",
         "base": {"model": str(model)},
         "quantize": {
+            "engine": "llmcompressor",
             "calibration": "calibration.yaml",
             "heldout": "heldout.yaml",
             "group_size": 32,

@@ -34,7 +34,7 @@ CALIBRATION = ROOT / "calib" / "math-tools-served.yaml"
 TASKS = ("math", "tools", "code")
 QSUN = "import sys; sys.argv[0] = 'qsun'; from qsun.cli.main import main; main()"
 ENGINES = {
-    "llmcompressor": ("quantize.grid_points=20",),
+    "llmcompressor": ("quantize.grid_points=20", "quantize.search={}"),
     "qsun": (
         "quantize.search.prefill=[{task: math, module: ../exports/reference/math}, "
         "{task: tools, module: ../exports/reference/tools}]",

@@ -94,7 +94,7 @@ class Comparison:
             for source in load_definition(self._text).sources
             if source.name in self.prefill
         }
-        settings = options(name, self._config, self._text, served, self.iterations)
+        settings = options(name, bits, self._config, self._text, served, self.iterations)
         samples = json.loads(self._tokens.read_text(encoding="utf-8"))
         request = out.with_suffix(".request.json")
         Request(str(self.base), samples, bits, GROUP_SIZE, settings).write(request)

@@ -1,9 +1,10 @@
 """Kill a search of engine qsun at random moments, resume it each time, and compare what comes out.
 
-    python -m tests.kill_and_resume RECORD [--kills 20]
+    python -m tests.kill_and_resume RECORD [--kills 20] [--base FOLDER]
 
 SmolLM2-135M is quantized once undisturbed; moments are drawn from the time that this took. Then it
 is quantized again, ended by SIGKILL at each of them, and resumed. Every file must come out equal.
+`--base` names the converted base model as a file in `configs/` would, else each run converts it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,12 @@ def main() -> None:
     parser.add_argument("record", type=Path, metavar="RECORD")
     parser.add_argument("--kills", type=int, default=Settings.kills)
     parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--base", help="a converted base model, as seen from configs/")
     arguments = parser.parse_args()
     settings = Settings(kills=arguments.kills, seed=arguments.seed)
+    if arguments.base is not None:
+        base = ("--set", f"base.model={arguments.base}")
+        settings = replace(settings, options=(*settings.options, *base))
     with tempfile.TemporaryDirectory() as scratch:
         result = measured(settings, Path(scratch))
     new_record("kill-and-resume", settings, settings.seed, result).write(arguments.record)

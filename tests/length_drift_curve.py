@@ -65,7 +65,7 @@ def main() -> None:
         readers = [load_dequantized(folder), rounded]
         found = length_drift(prefill, base, readers, texts, boundary)
         name = f"W{scheme.bits}, group {scheme.group_size}"
-        for label, curve in zip((f"{name}, AWQ", f"{name}, round-to-nearest"), found, strict=True):
+        for label, curve in zip((f"{name}, qsun", f"{name}, round-to-nearest"), found, strict=True):
             curves[label] = asdict(curve) | {"growth": curve.growth}
             announce(f"{label}: grows {curve.growth:.2f}-fold")
     draw(curves, arguments.record)

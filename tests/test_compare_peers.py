@@ -87,7 +87,7 @@ def test_what_cannot_run_is_refused_first(tmp_path: Path) -> None:
 def told(ahead: float | None = None) -> dict[str, Any]:
     """A subject's part of a record."""
     found: dict[str, Any] = {
-        "cost": {"processor_s": 90.0, "peak_memory_bytes": 2**30, "versions": {"gptqmodel": "7"}},
+        "cost": {"wall_s": 90.0, "peak_memory_bytes": 2**30, "versions": {"gptqmodel": "7"}},
         "nats_per_token": {"math": 0.5, "code": 1.5},
         "perplexity": 12.0,
         "right": {"math.seen": 0.25},
@@ -109,15 +109,18 @@ def test_the_table_has_every_subject_and_how_far_qsun_is_ahead(
     result = {
         "samples": {"samples": 32, "sources": [{"name": "math"}, {"name": "tools"}]},
         "rows": 48,
+        "tests": 8,
         "response_tokens": {"math": 100, "code": 100},
         "full precision": told(),
-        "bits": {"w3": {"gptqmodel": told(0.1), "qsun": told()}},
     }
     hardware = {"cores": 2, "processor": "one"}
-    Record("peers-comparison", {}, 0, result, hardware=hardware).write(tmp_path / "record.json")
-    table = peers_table.table(tmp_path / "record.json")
+    for name, subjects in (("a", {"gptqmodel": told(0.1)}), ("b", {"qsun": told()})):
+        part = result | {"bits": {"w3": subjects}}
+        record = Record("peers-comparison", {}, 0, part, hardware=hardware)
+        record.write(tmp_path / f"{name}.json")
+    table = peers_table.table(tmp_path)
     row = "| 3 bits: gptqmodel | 0.500 (+0.090 to +0.110) | 1.500 (+0.090 to +0.110) | 25.0 "
-    assert f"{row}(+9.0 to +11.0) | 12.0 | 1.5 | 1.0 |" in table
-    assert "| 3 bits: **qsun** | 0.500 | 1.500 | 25.0 | 12.0 | 1.5 | 1.0 |" in table
+    assert f"{row}(+9.0 to +11.0) | 12.0 | 1.5 | 1.0 |  |" in table
+    assert "| 3 bits: **qsun** | 0.500 | 1.500 | 25.0 | 12.0 | 1.5 | 1.0 |  |" in table
     assert "no sample is of code" in table
     assert "gptqmodel 7" in table

@@ -15,7 +15,7 @@ from qsun.config import SearchConfig
 from qsun.decode_recipe import decode_recipe
 
 ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "docs" / "records" / "smollm2-135m-w4.json"
+RECORD = ROOT / "docs" / "records" / "smollm2-135m-w4-awq.json"
 TUNED_THROUGH = ROOT / "exports" / "reference" / "qsun-math" / "records" / "tuning.json"
 
 Value = dict[str, Any]

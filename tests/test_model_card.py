@@ -20,7 +20,7 @@ from tests.manifests import manifest, prefill_module
 ROOT = Path(__file__).parent.parent
 TUNING = ROOT / "exports/reference/math/records/tuning.json"
 FULL_FT = ROOT / "exports/reference/math-full-ft/records/tuning.json"
-QUANTIZATION = ROOT / "docs/records/smollm2-135m-w4.json"
+QUANTIZATION = ROOT / "docs/records/smollm2-135m-w4-awq.json"
 MATH = (prefill_module("math", rank=8),)
 
 

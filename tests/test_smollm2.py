@@ -26,7 +26,8 @@ from qsun.records import read_record
 from qsun.verify.load_check import Reference, check_load, make_reference, require_pass
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
+CONFIG = ROOT / "configs" / "smollm2-135m-w4-awq.yaml"
+SERVED = ROOT / "configs" / "smollm2-135m-w3.yaml"
 QUICK = (
     "quantize.calibration=quick-calibration.yaml",
     "quantize.heldout=quick-heldout.yaml",
@@ -54,6 +55,7 @@ def workplace(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         shutil.copytree(ROOT / name, folder / name)
     for shipped, quick, samples in (
         ("math-tools", "quick-calibration", ("32", "8")),
+        ("math-tools-served", "quick-served", ("128", "16")),
         ("heldout", "quick-heldout", ("64", "32")),
     ):
         text = (folder / "calib" / f"{shipped}.yaml").read_text(encoding="utf-8")
@@ -61,11 +63,12 @@ def workplace(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         assert shorter != text
         (folder / "configs" / f"{quick}.yaml").write_text(shorter, encoding="utf-8")
     shutil.copytree(smollm2_base, folder / "base")
+    (folder / "exports").symlink_to(ROOT / "exports")  # the prefill modules
     return folder
 
 
-def quantize(workplace: Path, name: str, *changes: str) -> Quantized:
-    config = workplace / "configs" / CONFIG.name
+def quantize(workplace: Path, name: str, *changes: str, shipped: Path = CONFIG) -> Quantized:
+    config = workplace / "configs" / shipped.name
     run = load_config(config, [*QUICK, *changes])
     out = workplace / name
     run_quantize(prepare(run, config, out, dry_run=False))
@@ -132,10 +135,12 @@ def test_awq_loses_less_than_round_to_nearest(w4: Quantized) -> None:
         assert smoothing["after"] <= smoothing["before"]
 
 
-def test_three_bits_awq_is_clearly_below_round_to_nearest(workplace: Path) -> None:
-    w3 = quantize(workplace, "w3", LOCAL_BASE, "quantize.bits=3", "load_check.mode=skip")
+def test_three_bits_by_the_default_engine_are_far_below_round_to_nearest(workplace: Path) -> None:
+    text, skip = "quantize.calibration=quick-served.yaml", "load_check.mode=skip"
+    w3 = quantize(workplace, "w3", LOCAL_BASE, text, skip, shipped=SERVED)
     perplexity = w3.result["quantization"]["perplexity"]
-    assert perplexity["quantized"] < 0.95 * perplexity["round_to_nearest"]
+    assert perplexity["quantized"] < 0.6 * perplexity["round_to_nearest"]
+    assert w3.result["prefill"].keys() == {"math", "tools"}
     assert w3.result["load_check"] == {"mode": "skip"}
 
 

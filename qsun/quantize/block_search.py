@@ -111,7 +111,7 @@ class BlockSearch:
                 self._dtype,
             )
             for name, one in zip(ours, layers, strict=True):
-                block.linear(name).weight.copy_(one.layer.weight())
+                block.linear(name).weight.copy_(one.layer.weight(block.device))
             found += layers
             diagnoses.append(diagnose(named, layers, summed, scales, args, self._dtype))
         return BlockFound(found, smoothed.others, smoothed.gains, diagnoses)

@@ -46,9 +46,13 @@ class CodeGrid:
 
     def by_group(self, groups: torch.Tensor) -> list[Rounding]:
         """How the inputs of each of these groups are rounded, for going through them one by one."""
-        zeros = self.zeros[groups]
-        parts = self.scales[groups], self.low - zeros, self.high - zeros
+        parts = self.of_groups(groups)
         return [Rounding(*row) for row in zip(*(part.unbind(0) for part in parts), strict=True)]
+
+    def of_groups(self, groups: torch.Tensor) -> Rounding:
+        """The same of all these groups together, each part `[groups, out]`."""
+        zeros = self.zeros[groups]
+        return Rounding(self.scales[groups], self.low - zeros, self.high - zeros)
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """Code minus zero of every weight, each rounded by itself; float32 `[in, out]`."""

@@ -28,17 +28,21 @@ def compensated(
     for start in range(0, len(order), AT_ONCE):
         end = min(start + AT_ONCE, len(order))
         tile, within = slice(start, end), upper[start:end, start:end]
-        steps[tile], errors = _take_turns(left[tile], grid, groups[tile], within)
+        steps[tile], errors = take_turns(left[tile], grid, groups[tile], within)
         left[end:].addmm_(upper[tile, end:].t(), errors, alpha=-1)
     found = torch.empty_like(steps)
     found[order] = steps
     return found
 
 
-def _take_turns(
+def take_turns(
     left: torch.Tensor, grid: CodeGrid, groups: torch.Tensor, upper: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A tile's code minus zero, and what each input hands to those after it; `left` is changed."""
+    if left.is_cuda:
+        from qsun.quantize.turns_on_gpu import compensating_turns
+
+        return compensating_turns(left, *grid.of_groups(groups), upper)
     rounding, diagonal = grid.by_group(groups), upper.diagonal().tolist()
     steps, errors = torch.empty_like(left), torch.empty_like(left)
     with one_thread():

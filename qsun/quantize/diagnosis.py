@@ -171,7 +171,7 @@ def _layer(
         inputs, exact = rows
         wanted = exact @ turned
         size = float(wanted.norm())
-        stored = found.layer.weight().to(weight.device).t()
+        stored = found.layer.weight(weight.device).t()
         inherited = ratio(float((inputs @ turned - wanted).norm()), size)
         total = ratio(float((inputs @ stored - wanted).norm()), size)
     return LayerNumbers(

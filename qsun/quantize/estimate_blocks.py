@@ -1,7 +1,7 @@
 """The estimate for engine qsun: one block of the model's shape is run and searched, for its time.
 
-Of a wide model a block of a fourth of its widths is searched: there the products of matrices take
-the time, which grows with the third power.
+On a processor, of a wide model a block of a fourth of its widths is searched: there the products of
+matrices take the time, which grows with the third power. On a GPU launches do, and all is searched.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _search_one_block(plan: Plan, blocks: int, search: SearchConfig) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args = QuantizationArgs(**plan.arguments)
     shapes = stages(plan, blocks)
-    shrunk = SHRUNK if max(inputs for inputs, _ in shapes) > WIDE * 2 else 1
+    wide = max(inputs for inputs, _ in shapes) > WIDE * 2
+    shrunk = SHRUNK if wide and device.type == "cpu" else 1
     seconds = 0.0
     for inputs, outputs in shapes:
         width = inputs // shrunk // plan.group_size * plan.group_size

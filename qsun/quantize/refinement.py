@@ -38,16 +38,20 @@ def _sweep(
     for start in range(0, len(steps), AT_ONCE):
         tile = slice(start, start + AT_ONCE)
         pull, within = gram[tile] @ missing, gram[tile, tile]
-        found, moved = _take_turns(pull, steps[tile], rounding[start // grid.group_size], within)
+        found, moved = take_turns(pull, steps[tile], rounding[start // grid.group_size], within)
         steps[tile] = found
         missing[tile] -= moved
     return steps
 
 
-def _take_turns(
+def take_turns(
     pull: torch.Tensor, steps: torch.Tensor, one: Rounding, gram: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A tile's code minus zero, all of one group, and how far each weight moved."""
+    if pull.is_cuda:
+        from qsun.quantize.turns_on_gpu import descending_turns
+
+        return descending_turns(pull, steps, *one, gram)
     found, moved, curvature = steps.clone(), torch.empty_like(pull), gram.diagonal().tolist()
     with one_thread():
         for at, (row, code, move) in enumerate(zip(pull, found, moved, strict=True)):

@@ -71,6 +71,7 @@ class Plan:
     def write_configs(self) -> None:
         """Write `configs/run.yaml`, and `configs/pretrain.yaml` where there is pretraining."""
         quantize = {
+            "engine": "llmcompressor",
             "calibration": "../calib/math-tools.yaml",
             "heldout": "../calib/heldout.yaml",
             "group_size": 64,

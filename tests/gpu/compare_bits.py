@@ -1,7 +1,8 @@
 """Compare seven systems at 4, 3 and 2 bits, on SmolLM2-135M and on a small Qwen3.
 
     python -m tests.gpu.compare_bits STATE [--architecture smollm2,qwen3] [--minutes 9]
-        [--gpus 0,1] [--jobs 6] [--gib 128] [--copy-to FOLDER] [--no-evaluate] [--dry-run]
+        [--gpus 0,1] [--jobs 6] [--gib 128] [--copy-to FOLDER] [--no-evaluate] [--only NAMES]
+        [--dry-run]
 
 The systems: base, full-ft, full-ft quantized by AWQ, naive, sun, qsun-post (sun's modules on the
 quantized decode module) and qsun (modules tuned through it); two tasks, three seeds. A call runs
@@ -40,10 +41,25 @@ def start(state: Path, architecture: str, evaluate: bool) -> Plan:
     for name in SHIPPED:
         (folder / "configs").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "configs" / name, folder / "configs" / name)
-    shutil.copytree(ROOT / "calib", folder / "calib", dirs_exist_ok=True)
+    for name in ("calib", *(f"exports/reference/{task}" for task in ("math", "tools"))):
+        shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
     plan = Plan(STUDIES[architecture], folder, evaluate)
     plan.write_configs()
     return plan
+
+
+def chosen(jobs: list[Job], names: str | None) -> list[Job]:
+    """The jobs of these short names, with all that they need; every job without names."""
+    if names is None:
+        return jobs
+    by_name = {job.name: job for job in jobs}
+    wanted = [job for job in jobs if job.name.rpartition("/")[2] in names.split(",")]
+    found: dict[str, Job] = {}
+    while wanted:
+        job = wanted.pop()
+        found[job.name] = job
+        wanted += [by_name[need] for need in job.needs if need not in found]
+    return list(found.values())
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -167,13 +183,14 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=128, help="memory to plan with on each GPU")
     parser.add_argument("--copy-to", type=Path, help="a folder for records, samples and logs")
     parser.add_argument("--no-evaluate", action="store_true", help="leave scores out")
+    parser.add_argument("--only", help="jobs by their short names, commas; with what they need")
     parser.add_argument("--dry-run", action="store_true", help="print every job and its command")
     asked = parser.parse_args()
     end = time.monotonic() + 60 * asked.minutes
     state = asked.state.resolve()
     names = asked.architecture.split(",")
     plans = [start(state, name, not asked.no_evaluate) for name in names]
-    by_plan = [(plan, plan.jobs()) for plan in plans]
+    by_plan = [(plan, chosen(plan.jobs(), asked.only)) for plan in plans]
     jobs = [job for _, found in by_plan for job in found]
     if asked.dry_run:
         show(jobs)

@@ -18,10 +18,11 @@ python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 work=$(mktemp -d)
-nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=500 >"$work/gpu.txt" &
+nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id="$CUDA_VISIBLE_DEVICES"} --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=500 >"$work/gpu.txt" &
 watcher=$!
 trap 'kill "$watcher" 2>/dev/null; rm -rf "$work"' EXIT
 
+"$python" -m tests.gpu.check_turns
 "$python" -m tests.gpu.random_model configs/models/llama-3.1-8b/config.json "$work/run" \
   ${LAYERS:+--layers "$LAYERS"}
 "$python" -c 'import sys; sys.argv[0] = "qsun"; from qsun.cli.main import main; main()' \

@@ -1,4 +1,4 @@
-"""What a peer is asked for, and what its run cost; the standard library alone, as all have it.
+"""What a peer is asked for, and what its run cost; of packages torch alone, which all have.
 
 A run is `python -m tests.peers.NAME REQUEST OUT`: it reads the request, writes a checkpoint to the
 folder OUT and, last, OUT/cost.json.
@@ -69,8 +69,23 @@ class Run:
             "search_s": self.search_s,
             "processor_s": time.process_time(),
             "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_bytes": peak_gpu_bytes(),
             **self.told,
         }
+
+
+def gpu() -> str | None:
+    """The GPU that a peer is to use, as torch names it; None leaves it on the processor."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else None
+
+
+def peak_gpu_bytes() -> int | None:
+    """The most that torch has held of a GPU in this process; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
 
 
 def peak_memory_bytes() -> int:

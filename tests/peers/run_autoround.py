@@ -1,4 +1,4 @@
-"""auto-round, with its default settings but the iterations asked for, on the processor alone."""
+"""auto-round, with its default settings but the iterations asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.peers.request import OWN, Request, Run, installed, main
+from tests.peers.request import OWN, Request, Run, gpu, installed, main
 
 CHECKED = "model.layers.0."
 PARTS = ("qweight", "qzeros", "scales")
@@ -42,7 +42,7 @@ def quantize(request: Request, out: Path, run: Run) -> None:
         nsamples=len(samples),
         seqlen=longest,
         batch_size=SAMPLES_A_STEP,
-        device_map="cpu",
+        device_map=gpu() or "cpu",
         **request.options,
     )
     with run.searching():

@@ -1,4 +1,4 @@
-"""GPTQModel's GPTQ, with its default settings but asymmetric, on the processor alone."""
+"""GPTQModel's GPTQ, with its default settings but asymmetric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization import FORMAT, GPTQConfig
 from safetensors.torch import save_file
 
-from tests.peers.request import OWN, Request, Run, installed, main
+from tests.peers.request import OWN, Request, Run, gpu, installed, main
 
 CHECKED = "model.layers.0."
 
@@ -22,7 +22,7 @@ def quantize(request: Request, out: Path, run: Run) -> None:
         sym=False,
         format=FORMAT.GPTQ_V2,
         offload_to_disk=False,
-        device="cpu",
+        device=gpu() or "cpu",
     )
     model = GPTQModel.load(request.base, config, dtype=torch.bfloat16)
     samples = [{"input_ids": text, "attention_mask": [1] * len(text)} for text in request.samples]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "qsun"
+MIXED = "qsun-mixed"  # bits by layer, their mean as asked
 
 
 @dataclass(frozen=True)
@@ -78,26 +79,34 @@ SUBJECTS = {
     ),
     "auto-round": Subject("run_autoround", ".venv-autoround", gptq=True),
     OURS: Subject("run_qsun"),
+    MIXED: Subject("run_qsun"),
 }
 
 
 def options(
-    name: str, config: Path, calibration: Path, prefill: Mapping[str, Path], iterations: int
+    name: str,
+    bits: int,
+    config: Path,
+    calibration: Path,
+    prefill: Mapping[str, Path],
+    iterations: int,
 ) -> dict[str, Any]:
     """The settings of one subject's request; `told` is what a record says of them."""
     if name == "auto-round":
         return {"iters": iterations, "enable_torch_compile": False}
-    if name not in ("llmcompressor-awq", OURS):
+    if name not in ("llmcompressor-awq", OURS, MIXED):
         return {}
     modules = ", ".join(f"{{task: {task}, module: {path}}}" for task, path in prefill.items())
+    behind = f"quantize.search.prefill=[{modules}]"
     own = {
-        "llmcompressor-awq": ["quantize.grid_points=20"],
-        OURS: [f"quantize.search.prefill=[{modules}]"],
+        "llmcompressor-awq": ["quantize.grid_points=20", "quantize.search={}"],
+        OURS: [behind],
+        MIXED: [behind, f"quantize.target_bits={bits}"],
     }
     common = [f"quantize.calibration={calibration}", "load_check.mode=skip"]
     return {
         "engine": name.partition("-")[0],
         "config": str(config),
         "settings": [*common, *own[name]],
-        "told": {"prefill": sorted(prefill)} if name == OURS else {"grid_points": 20},
+        "told": {"prefill": sorted(prefill)} if name in (OURS, MIXED) else {"grid_points": 20},
     }
