@@ -6,12 +6,28 @@ which one ends a turn) is taken from the file's own metadata.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qsun.errors import ModelError
 
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type: never produced by merging text
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let a file be parsed once: for config, tokenizer and tensors each it takes seconds again."""
+    import gguf
+
+    opened, once = gguf.GGUFReader, cache(gguf.GGUFReader)
+    gguf.GGUFReader = lambda path: once(str(path))
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = opened
 
 
 def _metadata(path: Path) -> Any:
@@ -27,6 +43,7 @@ def _metadata(path: Path) -> Any:
     return reader
 
 
+@_parsed_once()
 def gguf_config(path: Path) -> dict[str, Any]:
     """The Hugging Face config that the file's metadata amounts to.
 
@@ -50,6 +67,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     return settings
 
 
+@_parsed_once()
 def convert_gguf(path: Path, folder: Path, dtype: str) -> None:
     """Write the model and tokenizer of a GGUF file to `folder` as a Hugging Face checkpoint."""
     import torch

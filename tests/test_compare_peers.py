@@ -17,9 +17,10 @@ from qsun.prefill_module import save_prefill
 from qsun.records import Record
 from tests.builders import tiny_model
 from tests.compare_peers import FULL, MEASURES, Comparison, refuse, results, summary
+from tests.gpu.compare_peers import BITS, Model
 from tests.judging import Judging
 from tests.peers.request import COST
-from tests.peers.subjects import OURS
+from tests.peers.subjects import OURS, SUBJECTS
 from tests.reference import with_adapter
 from tests.tuning import write_task
 
@@ -124,3 +125,20 @@ def test_the_table_has_every_subject_and_how_far_qsun_is_ahead(
     assert "| 3 bits: **qsun** | 0.500 | 1.500 | 25.0 | 12.0 | 1.5 | 1.0 |  |" in table
     assert "no sample is of code" in table
     assert "gptqmodel 7" in table
+
+
+def test_on_gpus_each_judging_follows_its_making_and_is_of_the_same_checkpoint(
+    tmp_path: Path,
+) -> None:
+    jobs = list(Model("small", tmp_path, ("--rows=4",), ("base",), 8, 20).jobs())
+    by_name = {job.name: job for job in jobs}
+    assert len(by_name) == len(jobs)
+    assert by_name["small-first"].needs == ("base",)
+    judged = [job for job in jobs if job.name.endswith("-judged")]
+    assert len(judged) == len(BITS) * len(SUBJECTS) - 1
+    for job in judged:
+        [making] = job.needs
+        assert by_name[making].needs == ("small-first",)
+        assert by_name[making].command()[-1] == "--only-make"
+        assert by_name[making].command()[4:-1] == job.command()[4:]
+        assert job.done == Path(job.command()[3])

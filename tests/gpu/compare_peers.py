@@ -146,7 +146,8 @@ def main() -> None:
         Model("smollm2", state, (), (), asked.samples, asked.iterations),
         Model("qwen3", state, given, needs, asked.samples, asked.iterations),
     ]
-    tuning = [replace(job, gib=WHOLE_GPU) for job in chosen(plan.jobs(), ",".join(MODULES))]
+    tuning = chosen(plan.jobs(), ",".join(MODULES))
+    tuning = [replace(job, gib=WHOLE_GPU) if job.gib else job for job in tuning]
     jobs = [*tuning, *shape_jobs(state), *(job for model in models for job in model.jobs())]
     jobs = [job for job in jobs if asked.only in job.name]
     if asked.dry_run:
