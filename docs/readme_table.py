@@ -37,6 +37,7 @@ def rows(result: dict[str, Any], full_precision: bool) -> list[str]:
     plan, quantization = result["plan"], result["quantization"]
     perplexity, check = quantization["perplexity"], result["load_check"]
     name = f"W{plan['bits']}A16, group {plan['group_size']}"
+    packed = f", packed in {plan['stored_bits']} bits" if plan["stored_bits"] else ""
     full = perplexity["full_precision"]
 
     def loss(value: float) -> str:
@@ -51,7 +52,7 @@ def rows(result: dict[str, Any], full_precision: bool) -> list[str]:
         lines.append(f"| bfloat16 | 1 | {full:.2f} | {agreement('full_precision')} |")
     lines.append(f"| {name}, round-to-nearest | | {loss(perplexity['round_to_nearest'])} | |")
     lines.append(
-        f"| **{name}, by qsun** | {quantization['size_ratio']:.3f} "
+        f"| **{name}, by qsun**{packed} | {quantization['size_ratio']:.3f} "
         f"| {loss(perplexity['quantized'])} | {agreement('quantized')} |"
     )
     return lines
