@@ -80,7 +80,10 @@ def _contradictions(settings: QuantizeConfig, plan: Plan, calibration: TextDefin
     if settings.engine != "qsun":
         if search == SearchConfig():
             return []
-        return [f"quantize.search is engine qsun's, and quantize.engine is {settings.engine}"]
+        return [
+            f"quantize.search is engine qsun's, and quantize.engine is {settings.engine}: leave it "
+            "out (--set quantize.search={})"
+        ]
     problems = _memory_problems(search.memory)
     problems += [
         f"{layer.name} is in no decoder block, and engine qsun searches in these alone: "
