@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tests.gpu.compare_bits import chosen, start
@@ -115,7 +116,7 @@ def shape_jobs(state: Path) -> Iterator[Job]:
         yield Job(
             f"8b-{engine}",
             state,
-            lambda command=command: command,  # type: ignore[misc]
+            partial(list, command),
             record,
             order=1,
             gib=WHOLE_GPU,
