@@ -130,15 +130,21 @@ def test_the_table_has_every_subject_and_how_far_qsun_is_ahead(
 def test_on_gpus_each_judging_follows_its_making_and_is_of_the_same_checkpoint(
     tmp_path: Path,
 ) -> None:
-    jobs = list(Model("small", tmp_path, ("--rows=4",), ("base",), 8, 20).jobs())
+    model = Model("small", tmp_path, ("--rows=4",), ("base",), 8, 20)
+    jobs = list(model.jobs())
     by_name = {job.name: job for job in jobs}
     assert len(by_name) == len(jobs)
     assert by_name["small-first"].needs == ("base",)
     judged = [job for job in jobs if job.name.endswith("-judged")]
-    assert len(judged) == len(BITS) * len(SUBJECTS) - 1
+    assert len(judged) == len(BITS) * len(SUBJECTS)
     for job in judged:
         [making] = job.needs
         assert by_name[making].needs == ("small-first",)
         assert by_name[making].command()[-1] == "--only-make"
         assert by_name[making].command()[4:-1] == job.command()[4:]
         assert job.done == Path(job.command()[3])
+        job.done.parent.mkdir(exist_ok=True)
+        job.done.touch()
+    assert model.judged_subjects() == list(SUBJECTS)
+    judged[0].done.unlink()
+    assert model.judged_subjects() == list(SUBJECTS)[1:]

@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.gpu.compare_bits import chosen, start
 from tests.gpu.job_runner import ROOT, Job, Limits, run_jobs
 from tests.peers.request import COST
-from tests.peers.subjects import MIXED, SUBJECTS
+from tests.peers.subjects import SUBJECTS
 
 BITS = (4, 3, 2)
 WHOLE_GPU, JUDGING = 128, 20  # GiB
@@ -54,8 +54,6 @@ class Model:
         yield self._job(first, 0, self._making("round-to-nearest", 4), folder / COST, self.needs)
         for bits in BITS:
             for subject in SUBJECTS:
-                if subject == MIXED and bits == min(BITS):
-                    continue  # nothing has fewer bits
                 name = f"{self.name}-{subject}-w{bits}"
                 cost = self._made(subject, bits) / COST
                 making = self._making(subject, bits)
@@ -162,7 +160,8 @@ def main() -> None:
             record = state / f"peers-{model.name}.json"
             bits = ",".join(map(str, BITS))
             command = model.command(record, bits, ",".join(subjects))
-            subprocess.run(command, check=True, cwd=ROOT)
+            # A record tells its command: as seen from the repository.
+            subprocess.run([word.replace(f"{ROOT}/", "") for word in command], check=True, cwd=ROOT)
     print(f"{sum(job.done.exists() for job in jobs)} of {len(jobs)} jobs are done")
 
 
