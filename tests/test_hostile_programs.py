@@ -199,8 +199,8 @@ def test_threads_that_never_end_do_not_begin(threads: str) -> None:
 @pytest.mark.usefixtures("walls")
 def test_ten_gigabytes_are_not_had() -> None:
     refused = "try: {}\nexcept MemoryError: return 7\nreturn 8"
-    assert passes(refused.format("bytearray(10 * 2**30)"), SHORT_S)
-    assert passes(refused.format("[bytearray(2**20) for _ in range(10240)]"), SHORT_S)
+    assert passes(refused.format("bytearray(10 * 2**30)"))
+    assert passes(refused.format("[bytearray(2**20) for _ in range(10240)]"))
     anonymous = "libc.mmap(None, ctypes.c_size_t(10 * 2**30), 3, 34, -1, 0) != -1"
     assert not passes(f"{LIBC}libc.mmap.restype = ctypes.c_long\nassert {anonymous}")
 
