@@ -1,12 +1,12 @@
 """Compare the engines of `qsun quantize`: same model, samples and machine, in one run.
 
-    python -m tests.compare_engines RECORD [--bits 4,3] [--samples 32] [--rows 64]
+    python -m tests.compare_engines RECORD [--bits 4,3] [--samples 32] [--rows 64] [--tests 0]
 
 Each engine quantizes SmolLM2-135M-Instruct in a process of its own, so that its memory is its own.
 Then every decode module is judged where it is served (`tests/judging.py`): the negative
 log-likelihood (nats a token) of validation responses of `math`, `tools` and `code`, which no sample
-is of, behind the cache of the reference SUN module, and the perplexity that the engine's own record
-has of other text.
+is of, behind the cache of the reference SUN module, its answers to `--tests` prompts of each test
+set, and the perplexity that the engine's own record has of other text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from qsun.config import RunConfig, load_config
@@ -27,6 +30,9 @@ from qsun.models import load_model
 from qsun.progress import announce
 from qsun.records import new_record, read_record
 from tests.judging import REFERENCE, Judging, Measured, lower_by, mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "smollm2-135m-w4.yaml"
@@ -49,6 +55,7 @@ def main() -> None:
     parser.add_argument("--bits", default="4,3")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rows", type=int, default=64, help="validation rows of each task")
+    parser.add_argument("--tests", type=int, default=0, help="prompts of each test set")
     asked = parser.parse_args()
     run = load_config(CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,18 +67,19 @@ def main() -> None:
                 out = folder / f"{engine}-w{bits}"
                 quantize(engine, bits, calibration(folder, asked.samples), out)
         base = base_model(run, folder)
-        judging = Judging(base, {name: REFERENCE / name for name in TASKS}, asked.rows)
-        exact = judging.likelihoods(load_model(base, "bfloat16"), "full precision")
+        judging = Judging(base, {name: REFERENCE / name for name in TASKS}, asked.rows, asked.tests)
+        exact = judged_by(judging, load_model(base, "bfloat16"), "full precision")
         results: dict[str, Any] = {}
         for bits in everything:
             judged = {}
             for engine in ENGINES:
                 out = folder / f"{engine}-w{bits}"
                 decode = load_dequantized(out, "bfloat16")
-                judged[engine] = judging.likelihoods(decode, f"{engine}, {bits} bits")
+                judged[engine] = judged_by(judging, decode, f"{engine}, {bits} bits")
                 results.setdefault(f"w{bits}", {})[engine] = cost(out)
             results[f"w{bits}"] |= compared(judged, exact, judging)
-    result = {"samples": asked.samples, "rows": asked.rows, "bits": results}
+    counts = {"samples": asked.samples, "rows": asked.rows, "tests": asked.tests}
+    result = counts | {"bits": results}
     new_record("engine-comparison", run, run.seed, result).write(asked.record)
 
 
@@ -122,19 +130,45 @@ def base_model(run: RunConfig, folder: Path) -> Path:
     return base
 
 
-def compared(judged: Mapping[str, Measured], exact: Measured, judging: Judging) -> dict[str, Any]:
-    """Loss per token of each engine, and by how much qsun's is lower, with 95 % intervals."""
-    found: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Judged:
+    """One decode module's nats of every row and, where asked for, right answers, 1 or 0."""
+
+    losses: Measured
+    answers: Measured
+
+
+def judged_by(judging: Judging, decode: PreTrainedModel, what: str) -> Judged:
+    """All rows and all test prompts of every task."""
+    answers = judging.answers(decode) if judging.tests else {}
+    return Judged(judging.likelihoods(decode, what), answers)
+
+
+def compared(judged: Mapping[str, Judged], exact: Judged, judging: Judging) -> dict[str, Any]:
+    """Loss per token and accuracy of each engine; how much better qsun's are, 95 % intervals."""
+    ours, theirs = judged["qsun"], judged["llmcompressor"]
+    positions: dict[str, Any] = {}
     for task, tokens in judging.tokens.items():
-        lower = lower_by(judged["qsun"][task], judged["llmcompressor"][task], tokens)
-        found[task] = {
+        lower = lower_by(ours.losses[task], theirs.losses[task], tokens)
+        positions[task] = {
             "tokens": int(tokens.sum()),
-            "full_precision": mean(exact[task], tokens),
-            **{name: mean(one[task], tokens) for name, one in judged.items()},
+            "full_precision": mean(exact.losses[task], tokens),
+            **{name: mean(one.losses[task], tokens) for name, one in judged.items()},
             "qsun_lower_by": lower["difference"],
             "interval": lower["interval"],
         }
-    return {"decode_positions": found}
+    answers: dict[str, Any] = {}
+    for test, right in exact.answers.items():
+        # What is lower by so much in the second is higher by it in the first.
+        higher = lower_by(theirs.answers[test], ours.answers[test], np.ones(len(right)))
+        answers[test] = {
+            "prompts": len(right),
+            "full_precision": fmean(right),
+            **{name: fmean(one.answers[test]) for name, one in judged.items()},
+            "qsun_higher_by": higher["difference"],
+            "interval": higher["interval"],
+        }
+    return {"decode_positions": positions, "answers": answers}
 
 
 if __name__ == "__main__":
