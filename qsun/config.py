@@ -199,7 +199,7 @@ class VerifyConfig:
 class ServeConfig:
     """How requests are routed, and how long each part of one may take, in seconds.
 
-    `policy` is one of `serve/policy.py`'s. At most `queue_length` requests wait for room on the
+    `policy` is one of `policy.py`'s. At most `queue_length` requests wait for room on the
     decode workers, each `queue_s`. A prompt is read within `prefill_s`; the first token comes
     within `first_token_s` of that, each next one within `stall_s`. What fails before a client got
     anything is tried `attempts` times. A worker counts as lost after `lost_looks` looks without an

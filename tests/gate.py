@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from qsun.policy import Policy
 from qsun.serve.admission import Admission, Slot
-from qsun.serve.policy import Policy
 from qsun.serve.pool import Address, Pool, State, Worker
 from qsun.serve.refusals import Refusal
 

@@ -26,6 +26,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "workers",
             "worker_counts",
             "disaggregation",
+            "policy",
+            "workload",
         ),
     ),
     STAGES,

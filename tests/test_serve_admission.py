@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qsun.serve.policy import Policy
+from qsun.policy import Policy
 from qsun.serve.pool import Address, State
 from tests.gate import BLOCKS, NOBODY, STREAMS, Gate, refused, settled, tokens
 

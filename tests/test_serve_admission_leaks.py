@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from qsun.policy import Policy
 from qsun.serve.admission import Slot
-from qsun.serve.policy import Policy
 from qsun.serve.pool import State
 from qsun.serve.refusals import Refusal
 from tests.gate import BLOCKS, NOBODY, TASKS, Gate, refused, settled, tokens

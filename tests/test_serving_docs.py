@@ -22,8 +22,8 @@ from qsun.config import ServeConfig
 from qsun.environments import serving_python
 from qsun.errors import QsunError
 from qsun.export.containers import VLLM_IMAGE
+from qsun.policy import Policy
 from qsun.serve.metrics import Metrics
-from qsun.serve.policy import Policy
 from qsun.serve.pool import Pool
 
 DOCS = Path(__file__).parent.parent / "docs"

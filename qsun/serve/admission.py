@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import count
 
-from qsun.serve.policy import Policy, choose, eligible
+from qsun.policy import Policy, choose, eligible
 from qsun.serve.pool import Pool, Worker
 from qsun.serve.refusals import Refusal, bad_request, overloaded, unavailable
 

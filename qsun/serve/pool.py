@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Literal
 
 from qsun.launch_spec import DECODE_NAME, DECODE_STREAMS
-from qsun.serve.policy import Load
+from qsun.policy import Load
 
 Role = Literal["prefill", "decode"]
 

@@ -18,6 +18,7 @@ from qsun.bundle import Bundle, Manifest
 from qsun.config import ServeConfig
 from qsun.disaggregation import WrittenAs
 from qsun.errors import ConfigError
+from qsun.policy import Policy
 from qsun.serve.admission import Admission
 from qsun.serve.app import Parts, Service
 from qsun.serve.asked import Asked
@@ -25,7 +26,6 @@ from qsun.serve.hops import LONGEST_LINE, Hops
 from qsun.serve.intake import Intake
 from qsun.serve.keys import Keys
 from qsun.serve.metrics import Metrics
-from qsun.serve.policy import Policy
 from qsun.serve.pool import Address, Pool
 from qsun.serve.prompts import Prompts
 from qsun.serve.router import Router

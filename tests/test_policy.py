@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qsun.errors import ConfigError
 from qsun.launch_spec import LaunchSpec, launch_spec
+from qsun.policy import Load, Policy, choose, eligible
 from qsun.serve.plan import GPU_SHARE, SHARE_OPTION, VISIBLE_GPUS, on_gpus, serving_plan
-from qsun.serve.policy import Load, Policy, choose, eligible
 from tests.manifests import manifest, prefill_module
 
 TASKS = ("chat", "math", "tools")
