@@ -61,8 +61,8 @@ demo: setup
 
 # Tests that keep time, or use both cores by themselves, have the machine to themselves; the others
 # share it, the longest first.
-ALONE = tests/test_smollm2.py tests/test_disaggregation.py $(wildcard tests/test_serve_*.py) \
-  tests/served
+ALONE = tests/test_smollm2.py tests/test_disaggregation.py tests/test_bench_load.py \
+  $(wildcard tests/test_serve_*.py) tests/served
 LONGEST = tests/test_end_to_end_tiny.py tests/test_verify_numeric.py tests/test_tune.py \
   tests/test_reference_modules.py tests/test_handoff.py
 OTHERS = $(filter-out $(LONGEST) $(ALONE) tests/served/%,$(sort $(shell find tests -name 'test_*.py')))

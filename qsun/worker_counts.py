@@ -26,7 +26,8 @@ class WorkerCounts:
 
     `computed`, `cached` and `transferred` are prompt tokens: computed here, found in the worker's
     own prefix cache, and come from another worker. `transfers` and the bytes are of what this
-    worker fetched; `expired` counts what others did not fetch from it in time.
+    worker fetched; `expired` counts what others did not fetch from it in time. In each of `steps`
+    the engine gives every request that it works on its next token, or reads prompts.
     """
 
     computed: int
@@ -38,6 +39,7 @@ class WorkerCounts:
     failed_transfers: int
     expired: int
     preemptions: int
+    steps: int
 
     def __sub__(self, earlier: WorkerCounts) -> WorkerCounts:
         before, after = asdict(earlier), asdict(self)
@@ -60,6 +62,7 @@ _NAMES = {
     "failed_transfers": "nixl_num_failed_transfers_total",
     "expired": "nixl_num_kv_expired_reqs_total",
     "preemptions": "num_preemptions_total",
+    "steps": "iteration_tokens_total_count",
 }
 
 

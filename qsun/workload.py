@@ -20,6 +20,7 @@ from qsun.errors import DataError, bullet_list, nearest
 
 LENGTHS = {"fixed": 1, "uniform": 2, "lognormal": 2, "geometric": 1}  # and their parameters
 ARRIVALS = {"poisson": 0, "constant": 0, "bursty": 1}
+LEAST_PROMPT = 2  # of one token, all is the decode module's to read
 SHOWN_PROBLEMS = 12
 
 
@@ -41,7 +42,7 @@ class Workload:
     asks again once answered. `arrivals`: `poisson`, `constant`, or `bursty:CV`, gamma distributed
     gaps of that coefficient of variation. The k-th of the tasks has a share proportional to
     k^-alpha (Zipf's law; 0 is even). Lengths, tokens: `fixed:N`, `uniform:LEAST:MOST`,
-    `lognormal:MEDIAN:SIGMA` or `geometric:MEAN`, cut off at `max_tokens` each.
+    `lognormal:MEDIAN:SIGMA` or `geometric:MEAN`; prompts are cut so that both fit in `max_tokens`.
     """
 
     rate_per_s: float | None = field(default=None, metadata={"minimum": 1e-6})
@@ -50,7 +51,7 @@ class Workload:
     alpha: float = field(default=0.0, metadata={"minimum": 0.0, "maximum": 20.0})
     prompt_tokens: str = "fixed:256"
     output_tokens: str = "fixed:64"
-    max_tokens: int = field(default=2**17, metadata={"minimum": 2})
+    max_tokens: int = field(default=2**17, metadata={"minimum": 3})
 
 
 def problems_of(workload: Workload) -> list[str]:
@@ -61,6 +62,13 @@ def problems_of(workload: Workload) -> list[str]:
     found += _form_problems("arrivals", workload.arrivals, ARRIVALS)
     for name in ("prompt_tokens", "output_tokens"):
         found += _form_problems(name, getattr(workload, name), LENGTHS)
+    # Those without a largest length are cut off; what was asked for by number is not.
+    asked = [] if found else [workload.prompt_tokens, workload.output_tokens]
+    bounded = [_form(one)[1][-1] for one in asked if _form(one)[0] in ("fixed", "uniform")]
+    if sum(bounded) > workload.max_tokens:
+        found.append(
+            f"prompt and output of {sum(bounded):.0f} tokens: {workload.max_tokens} are served"
+        )
     return found
 
 
@@ -97,11 +105,12 @@ def closed_loop(workload: Workload, tasks: Sequence[str], seed: int) -> Iterator
         yield _request(workload, tasks, 0.0, dice)
 
 
-def read_trace(path: Path, tasks: Sequence[str]) -> list[Request]:
+def read_trace(path: Path, tasks: Sequence[str], max_tokens: int = 2**17) -> list[Request]:
     """The requests of a recorded trace, in the order in which they come, the first at 0 seconds.
 
     Raises:
-        DataError: unreadable, empty, or with wrong lines; names them.
+        DataError: unreadable, empty, or with lines that are wrong or of more than `max_tokens`
+            tokens; names them.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -112,7 +121,7 @@ def read_trace(path: Path, tasks: Sequence[str]) -> list[Request]:
         if not line.strip():
             continue
         try:
-            found.append(_traced(json.loads(line), tasks))
+            found.append(_traced(json.loads(line), tasks, max_tokens))
         except (ValueError, TypeError, KeyError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             wrong.append(f"line {number}: {reason}")
@@ -143,14 +152,16 @@ def trace_lines(requests: Sequence[Request]) -> str:
     )
 
 
-def _traced(value: dict[str, object], tasks: Sequence[str]) -> Request:
+def _traced(value: dict[str, object], tasks: Sequence[str], max_tokens: int) -> Request:
     task = str(value["task"])
     if task not in tasks:
         raise ValueError(f"task {task} is not served ({nearest(task, tasks)})")
     at_s = float(str(value["timestamp"])) / 1000
     prompt, output = (int(str(value[name])) for name in ("input_length", "output_length"))
-    if not 0 <= at_s < float("inf") or prompt < 2 or output < 1:
+    if not 0 <= at_s < float("inf") or prompt < LEAST_PROMPT or output < 1:
         raise ValueError("a timestamp from 0 on, a prompt of 2 tokens or more, an output of 1")
+    if prompt + output > max_tokens:
+        raise ValueError(f"{prompt} and {output} tokens: {max_tokens} are served")
     return Request(at_s, task, prompt, output)
 
 
@@ -158,12 +169,13 @@ def _request(
     workload: Workload, tasks: Sequence[str], at_s: float, dice: np.random.Generator
 ) -> Request:
     task = tasks[dice.choice(len(tasks), p=zipf_shares(len(tasks), workload.alpha))]
-    # A prompt of one token has nothing to hand over: its only one is the decode module's to read.
-    prompt = max(2, _length(workload.prompt_tokens, workload.max_tokens, dice))
-    return Request(at_s, task, prompt, _length(workload.output_tokens, workload.max_tokens, dice))
+    prompt = _length(workload.prompt_tokens, dice)
+    output = min(_length(workload.output_tokens, dice), workload.max_tokens - LEAST_PROMPT)
+    prompt = max(LEAST_PROMPT, min(prompt, workload.max_tokens - output))
+    return Request(at_s, task, prompt, output)
 
 
-def _length(form: str, most: int, dice: np.random.Generator) -> int:
+def _length(form: str, dice: np.random.Generator) -> int:
     kind, parameters = _form(form)
     if kind == "fixed":
         drawn = parameters[0]
@@ -173,7 +185,7 @@ def _length(form: str, most: int, dice: np.random.Generator) -> int:
         drawn = float(dice.lognormal(math.log(parameters[0]), parameters[1]))
     else:
         drawn = float(dice.geometric(1 / parameters[0]))
-    return min(max(1, round(drawn)), most)
+    return max(1, round(drawn))
 
 
 def _form(text: str) -> tuple[str, list[float]]:

@@ -28,8 +28,9 @@ vllm:kv_cache_usage_perc{{engine="0"}} {used}
 vllm:prompt_tokens_by_source_total{{engine="0",source="local_compute"}} 0.0
 vllm:prompt_tokens_by_source_total{{engine="0",source="local_cache_hit"}} 0.0
 vllm:prompt_tokens_by_source_total{{engine="0",source="external_kv_transfer"}} 0.0
-vllm:generation_tokens_total{{engine="0"}} 0.0
+vllm:generation_tokens_total{{engine="0"}} {generated}
 vllm:num_preemptions_total{{engine="0"}} 0.0
+vllm:iteration_tokens_total_count{{engine="0"}} {steps}
 """
 
 
@@ -58,6 +59,8 @@ class FakeWorker:
     caches: set[str] = field(default_factory=set)
     released: int = 0
     asked: int = 0
+    generated: int = 0
+    steps: float = 0.0
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -72,7 +75,15 @@ class FakeWorker:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         await self._thaw()
-        return web.Response(text=METRICS.format(size=BLOCK_TOKENS, blocks=self.blocks, used=0.0))
+        return web.Response(
+            text=METRICS.format(
+                size=BLOCK_TOKENS,
+                blocks=self.blocks,
+                used=0.0,
+                generated=self.generated,
+                steps=self.steps,
+            )
+        )
 
     async def _thaw(self) -> None:
         while self.frozen:
@@ -144,6 +155,8 @@ class FakeWorker:
             if self.tokens_per_s:
                 await asyncio.sleep(1 / self.tokens_per_s)
             await self._thaw()
+            self.generated += 1
+            self.steps += 1 / self.answering
             last = place + 1 == count
             choice: dict[str, Any] = {
                 "index": 0,

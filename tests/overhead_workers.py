@@ -44,7 +44,7 @@ class Worker:
         if path.startswith(b"/pace/"):
             self.chunks_per_s = float(path.removeprefix(b"/pace/"))
         if path == b"/metrics":
-            text = METRICS.format(size=BLOCK_TOKENS, blocks=BLOCKS, used=0.0)
+            text = METRICS.format(size=BLOCK_TOKENS, blocks=BLOCKS, used=0.0, generated=0, steps=0)
             return whole(text.encode(), b"text/plain")
         return whole(b"{}")
 

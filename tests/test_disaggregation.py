@@ -43,6 +43,7 @@ vllm:prompt_tokens_by_source_total{engine="0",model_name="decode",source="extern
 vllm:prompt_tokens_by_source_total{engine="1",model_name="decode",source="external_kv_transfer"} 4.0
 vllm:generation_tokens_total{engine="0",model_name="decode"} 8.0
 vllm:num_preemptions_total{engine="0",model_name="decode"} 0.0
+vllm:iteration_tokens_total_count{engine="0",model_name="decode"} 5.0
 """
 
 
@@ -128,7 +129,7 @@ def test_a_prompt_of_one_token_is_asked_of_no_worker() -> None:
 
 def test_counters_of_all_engines_add_up_and_those_of_nixl_are_0_without_it() -> None:
     found = worker_counts(METRICS)
-    assert found == WorkerCounts(1, 2, 7, 8, 0, 0, 0, 0, 0)
+    assert found == WorkerCounts(1, 2, 7, 8, 0, 0, 0, 0, 0, 5)
     assert found.prompt_tokens == 10
     assert (found - found).prompt_tokens == 0
 

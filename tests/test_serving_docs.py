@@ -58,7 +58,7 @@ def rules() -> list[Document]:
 def exposed() -> dict[str, set[str]]:
     """The labels of every series that a router exposes, by its name."""
     metrics, found = Metrics(Pool()), {}
-    parts = [*vars(metrics).values(), *metrics.alarms.values()]
+    parts = [*vars(metrics).values(), *metrics.by_worker.values()]
     for part in parts:
         if not isinstance(part, Counter | Gauge | Histogram):
             continue

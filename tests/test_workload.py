@@ -58,7 +58,7 @@ def test_tasks_have_their_shares_by_zipfs_law(alpha: float) -> None:
     ],
 )
 def test_lengths_are_as_asked(form: str, least: int, median: float, mean: float, most: int) -> None:
-    workload = replace(OPEN, prompt_tokens=form, max_tokens=300)
+    workload = replace(OPEN, prompt_tokens=form, output_tokens="fixed:1", max_tokens=301)
     found = [one.prompt_tokens for one in open_loop(workload, TASKS, SECONDS, seed=9)]
     assert least <= min(found)
     assert max(found) <= most
@@ -87,6 +87,7 @@ def test_the_same_seed_draws_the_same_requests() -> None:
         ({"output_tokens": "fixed:0"}, "not above 0"),
         ({"output_tokens": "lognormal:nan:1"}, "not above 0"),
         ({"output_tokens": "geometric:0.5"}, "less than a token"),
+        ({"max_tokens": 300}, "320 tokens: 300 are served"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(changes: dict[str, object], problem: str) -> None:
@@ -120,6 +121,9 @@ def test_a_wrong_trace_is_refused_with_every_line(tmp_path: Path) -> None:
     for part in ("line 2: task maths", "did you mean math", "line 3: no 'input_length'", "line 5"):
         assert part in str(caught.value)
     assert "line 4: a timestamp from 0 on" in str(caught.value)
+    path.write_text('{"timestamp": 0, "task": "math", "input_length": 5, "output_length": 4}')
+    with pytest.raises(DataError, match="line 1: 5 and 4 tokens: 8 are served"):
+        read_trace(path, TASKS, max_tokens=8)
     path.write_text("\n")
     with pytest.raises(DataError, match="has no request"):
         read_trace(path, TASKS)

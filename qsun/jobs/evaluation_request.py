@@ -11,6 +11,7 @@ from qsun.bundle import read_bundle
 from qsun.config import EvaluateConfig, RunConfig, load_config
 from qsun.errors import ConfigError
 from qsun.evaluate.router_address import RouterAddress
+from qsun.jobs.api_key import read_api_key
 from qsun.settings import settings_from
 
 
@@ -63,17 +64,9 @@ class _Settings:
 
 
 def router_address(request: Request) -> RouterAddress:
-    """Where the router is, with its key from a file of one `NAME KEY` a line, or of the key alone.
+    """Where the router is, with its key.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no key.
+        ConfigError: the file of the key cannot be read, or holds none.
     """
-    if request.api_key is None:
-        return RouterAddress(str(request.served))
-    try:
-        words = request.api_key.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the key in {request.api_key} cannot be read: {error}") from error
-    if not words:
-        raise ConfigError(f"there is no key in {request.api_key}")
-    return RouterAddress(str(request.served), words[min(1, len(words) - 1)])
+    return RouterAddress(str(request.served), read_api_key(request.api_key))

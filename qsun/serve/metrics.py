@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from qsun.serve.asked import Timeline
@@ -11,18 +13,24 @@ SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+INFO = ("bundle", "decode", "policy")
 # Counters of workers that an operator must see; by what `worker_counts` calls them.
 ALARMS = {
     "preemptions": "Requests that a worker preempted; on a decode worker each is refused.",
     "expired": "Caches that no decode worker fetched in time.",
     "failed_transfers": "Caches that did not arrive.",
 }
+# Their quotient over a while is the mean decode batch.
+WORK = {
+    "generated": "Tokens that a worker generated.",
+    "steps": "Steps of a worker's engine.",
+}
 
 
 class Metrics:
-    """What the router counts and times, in a registry of its own."""
+    """What the router counts and times, in a registry of its own. `about` has the `INFO`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, about: Mapping[str, str] | None = None) -> None:
         self._pool = pool
         self.registry = CollectorRegistry()
 
@@ -66,10 +74,13 @@ class Metrics:
         self.used = gauge(
             "kv_used_ratio", "KV blocks in use, of all, as the worker says.", "worker", "role"
         )
-        self.alarms = {
+        self.by_worker = {
             name: gauge(f"worker_{name}", f"{text} Since the worker started.", "worker", "role")
-            for name, text in ALARMS.items()
+            for name, text in (ALARMS | WORK).items()
         }
+        self.info = gauge("router_info", "1; its labels say what is served, and how.", *INFO)
+        if about is not None:
+            self.info.labels(**about).set(1)
 
     def finished(self, task: str, prompt_tokens: int, times: Timeline, outcome: str) -> None:
         """Count a request that has ended, and its times as far as it came."""
@@ -86,7 +97,13 @@ class Metrics:
     def exposition(self, waiting: int) -> bytes:
         """Everything as Prometheus reads it."""
         self.waiting.set(waiting)
-        for gauge in (self.ready, self.in_flight, self.reserved, self.used, *self.alarms.values()):
+        for gauge in (
+            self.ready,
+            self.in_flight,
+            self.reserved,
+            self.used,
+            *self.by_worker.values(),
+        ):
             gauge.clear()
         for worker in self._pool:
             name, role = worker.name, worker.address.role
@@ -95,6 +112,6 @@ class Metrics:
             if role == "decode":
                 self.in_flight.labels(name).set(worker.in_flight)
                 self.reserved.labels(name).set(worker.reserved_blocks / max(worker.blocks, 1))
-            for alarm, gauge in self.alarms.items():
-                gauge.labels(name, role).set(worker.counts.get(alarm, 0))
+            for count, gauge in self.by_worker.items():
+                gauge.labels(name, role).set(worker.counts.get(count, 0))
         return generate_latest(self.registry)

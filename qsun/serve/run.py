@@ -109,7 +109,12 @@ async def routing(
         connector=connector, timeout=timeout, read_bufsize=LONGEST_LINE
     ) as session:
         prompts = Prompts(bundle.tokenizer, manifest.kv_layout["vocabulary"])
-        hops, metrics = Hops(session, limits), Metrics(pool)
+        about = {
+            "bundle": bundle.digest,
+            "decode": manifest.decode_scheme,
+            "policy": limits.policy,
+        }
+        hops, metrics = Hops(session, limits), Metrics(pool, about)
         admission = Admission(
             pool, Policy(limits.policy), salts, limits.queue_length, limits.queue_s
         )

@@ -13,7 +13,7 @@ from qsun.config import ServeConfig
 from qsun.errors import ServingEnvironmentError
 from qsun.serve.asked import Asked
 from qsun.serve.hops import HopError, Hops
-from qsun.serve.metrics import ALARMS
+from qsun.serve.metrics import ALARMS, WORK
 from qsun.serve.pool import Pool, State, Worker
 from qsun.worker_counts import worker_counts
 
@@ -96,7 +96,7 @@ class Watch:
         used = USED.search(text)
         worker.used = float(used[1]) if used else 0.0
         counts = vars(worker_counts(text))
-        worker.counts = {name: float(counts[name]) for name in ALARMS}
+        worker.counts = {name: float(counts[name]) for name in (*ALARMS, *WORK)}
 
     async def _join(self, worker: Worker) -> None:
         """A real hand-off: a prefill worker's of each of its tasks, any task's for a decoder."""

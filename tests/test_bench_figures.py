@@ -1,0 +1,85 @@
+"""What a bench computes: steady windows, summaries, gaps between tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsun.bench.client import Answer
+from qsun.bench.curves import gaps_together
+from qsun.bench.measures import summary_of
+from qsun.bench.steady import POINTS, cut, in_flight, steady_from
+from qsun.latency_summary import fairness, interactivity, percentiles
+from qsun.workload import Request
+
+
+def test_a_beginning_that_is_not_like_the_rest_is_cut_off() -> None:
+    dice = np.random.default_rng(0)
+    filling = np.concatenate([np.linspace(0, 10, 40), 10 + dice.normal(0, 1, 160)])
+    found = cut(filling)
+    assert found is not None
+    assert 28 <= found <= 45
+    assert cut(np.full(200, 3.0)) == 0
+
+
+def test_what_only_grows_is_never_steady() -> None:
+    assert cut(np.arange(200.0)) is None
+    overloaded = [(second, 10_000.0) for second in np.linspace(0, 60, 600)]
+    assert steady_from(overloaded, 60) is None
+
+
+def test_requests_in_flight_are_counted_at_even_times() -> None:
+    counts = in_flight([(0.0, 10.0), (5.0, 10.0), (7.5, 20.0)], 10.0)
+    assert len(counts) == POINTS
+    assert list(counts[: POINTS // 2]) == [1] * (POINTS // 2)
+    assert list(counts[POINTS // 2 : 3 * POINTS // 4]) == [2] * (POINTS // 4)
+    assert set(counts[3 * POINTS // 4 :]) == {3}
+
+
+def test_summaries_have_students_intervals() -> None:
+    runs = [
+        {
+            **dict.fromkeys(("tokens_per_s_per_decode_worker", "tokens_per_s_per_worker"), 1.0),
+            "tokens_per_s": value,
+            "goodput_per_s": 0.0,
+            "ttft_s": None,
+            "tpot_s": {"p50": 0.1, "p99": 0.2},
+            "interactivity_tokens_per_s": {"p50": 10.0},
+            "fairness": None,
+        }
+        for value in (9.0, 10.0, 11.0)
+    ]
+    found = summary_of(runs)
+    assert found["tokens_per_s"]["mean"] == pytest.approx(10)
+    # t(0.975, 2) = 4.3027, standard error 1 / sqrt(3)
+    assert found["tokens_per_s"]["interval"] == pytest.approx([10 - 2.4841, 10 + 2.4841], abs=1e-3)
+    assert found["tpot_p99_s"]["mean"] == pytest.approx(0.2)
+    assert "ttft_p50_s" not in found
+    assert "fairness" not in found
+    assert summary_of(runs[:1])["tokens_per_s"]["interval"] is None
+
+
+def test_fairness_is_jains_index() -> None:
+    assert fairness([2, 2, 2, 2]) == pytest.approx(1)
+    assert fairness([1, 0, 0, 0]) == pytest.approx(1 / 4)
+    assert fairness([]) is None
+
+
+def test_percentiles_of_nothing_are_none() -> None:
+    assert percentiles([]) is None
+    assert interactivity([]) is None
+    assert percentiles([0.1, 0.3]) == pytest.approx(
+        {"mean": 0.2, "p50": 0.2, "p90": 0.28, "p99": 0.298}
+    )
+    found = interactivity([0.1, 0.2])
+    assert found is not None
+    assert found["p50"] == pytest.approx(7.5)
+
+
+def test_gaps_are_taken_while_all_are_answered() -> None:
+    def answer(*token_s: float) -> Answer:
+        return Answer(Request(0, "math", 4, len(token_s)), token_s=list(token_s))
+
+    long, short = answer(1, 2, 3, 4, 5, 6), answer(3, 4, 4, 4, 5)
+    # The long one's between 3 and 5; of the short one's three that came at 4, each a third.
+    assert sorted(gaps_together([long, short])) == pytest.approx([1 / 3] * 3 + [1] * 3)
