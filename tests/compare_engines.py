@@ -1,12 +1,14 @@
 """Compare the engines of `qsun quantize`: same model, samples and machine, in one run.
 
     python -m tests.compare_engines RECORD [--bits 4,3] [--samples 32] [--rows 64] [--tests 0]
+        [--answered math,tools] [--made FOLDER]
 
 Each engine quantizes SmolLM2-135M-Instruct in a process of its own, so that its memory is its own.
 Then every decode module is judged where it is served (`tests/judging.py`): the negative
 log-likelihood (nats a token) of validation responses of `math`, `tools` and `code`, which no sample
 is of, behind the cache of the reference SUN module, its answers to `--tests` prompts of each test
-set, and the perplexity that the engine's own record has of other text.
+set, and the perplexity that the engine's own record has of other text. Decode modules in `--made`
+are taken as they are, to be judged by more.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from qsun.decode_checkpoint import load_dequantized
 from qsun.models import load_model
 from qsun.progress import announce
 from qsun.records import new_record, read_record
-from tests.judging import REFERENCE, Judging, Measured, lower_by, mean
+from tests.judging import ANSWERED, REFERENCE, Judging, Measured, lower_by, mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,18 +58,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rows", type=int, default=64, help="validation rows of each task")
     parser.add_argument("--tests", type=int, default=0, help="prompts of each test set")
+    parser.add_argument("--answered", default=",".join(ANSWERED), help="tasks that are asked")
+    parser.add_argument("--made", type=Path, help="where decode modules are, or are to be")
     asked = parser.parse_args()
     run = load_config(CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = asked.made or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         everything = [int(bits) for bits in asked.bits.split(",")]
         # All of it first: Linux counts the memory of who starts a process as the process's own.
         for bits in everything:
             for engine in ENGINES:
                 out = folder / f"{engine}-w{bits}"
-                quantize(engine, bits, calibration(folder, asked.samples), out)
-        base = base_model(run, folder)
-        judging = Judging(base, {name: REFERENCE / name for name in TASKS}, asked.rows, asked.tests)
+                if not out.exists():
+                    quantize(engine, bits, calibration(folder, asked.samples), out)
+        base = base_model(run, Path(scratch))
+        answered = {task: ANSWERED[task] for task in asked.answered.split(",")}
+        modules = {name: REFERENCE / name for name in TASKS}
+        judging = Judging(base, modules, asked.rows, asked.tests, answered=answered)
         exact = judged_by(judging, load_model(base, "bfloat16"), "full precision")
         results: dict[str, Any] = {}
         for bits in everything:

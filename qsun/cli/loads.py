@@ -60,7 +60,7 @@ def _row(point: dict[str, Any]) -> list[str]:
     found = point["summary"]
 
     def cell(name: str, scale: float = 1.0) -> str:
-        return f"{scale * found[name]['mean']:.3g}" if name in found else "-"
+        return _short(scale * found[name]["mean"]) if name in found else "-"
 
     return [
         _label(point["load"]),
@@ -71,6 +71,11 @@ def _row(point: dict[str, Any]) -> list[str]:
         f"{cell('tpot_p50_s', MILLI)} {cell('tpot_p99_s', MILLI)}",
         cell("fairness"),
     ]
+
+
+def _short(value: float) -> str:
+    """Three digits, more before the point where there are."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _label(load: dict[str, Any]) -> str:

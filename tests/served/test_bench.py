@@ -1,0 +1,121 @@
+"""The three systems under the same load, on real vLLM workers.
+
+SUN and isolated share their workers: two routers over the same ones, each with its policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qsun.bundle import Bundle, read_bundle
+from qsun.records import read_record
+from qsun.workload import Workload, open_loop, zipf_shares
+from tests.bundles import write_passed_verdict
+from tests.command import run_qsun
+from tests.served.conftest import REFERENCE, ROOT, TASKS
+from tests.serving import Serving, serving
+
+RATE, ALPHA, SECONDS, OUTPUT = 2.5, 3.0, 12, 16
+LOAD = (
+    *("--rate", f"{RATE}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
+    *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "prompt_tokens=fixed:48"),
+    *("--set", f"output_tokens=fixed:{OUTPUT}", "--set", "warmup=1", "--set", "ttft_s=10"),
+    *("--set", "tpot_s=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def full_precision(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of SUN: the base model decodes."""
+    folder = tmp_path_factory.mktemp("full-precision")
+    config = {
+        "name": "sun",
+        "base": {"model": str(smollm2_base)},
+        "tasks": [str(ROOT / "calib" / "tasks" / f"{task}.yaml") for task in TASKS],
+        "export": {
+            "decode": str(smollm2_base),
+            "prefill": [{"task": task, "module": str(REFERENCE / task)} for task in TASKS],
+            "references": 2,
+            "max_tokens": 768,
+        },
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    outcome = run_qsun("export", folder / "run.yaml", "--out", folder / "bundle")
+    assert outcome.exit_code == 0, outcome.stderr
+    write_passed_verdict(folder / "bundle")
+    return read_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def sun(full_precision: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("sun"), full_precision.folder, "--decode", "2") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def isolated(
+    sun: Serving, full_precision: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """Another router over SUN's workers, each decode worker one task's own."""
+    folder = tmp_path_factory.mktemp("isolated")
+    workers = folder / "workers.json"
+    entries = [
+        {name: one[name] for name in ("name", "role", "tasks", "url")}
+        for one in sun.workers().values()
+    ]
+    router = {"host": "127.0.0.1", "port": 1}
+    workers.write_text(json.dumps({"schema": 1, "router": router, "workers": entries}))
+    options = ("--external", str(workers), "--set", "policy=isolated")
+    with serving(folder, full_precision.folder, *options) as running:
+        yield running
+
+
+def bench(url: str, out: Path) -> dict[str, Any]:
+    """The result of the one load, all of whose requests were answered."""
+    outcome = run_qsun("bench", url, *LOAD, "--out", out)
+    assert outcome.exit_code == 0, outcome.stderr
+    result = read_record(out / "bench.json", "bench").result
+    (run,) = result["points"][0]["runs"]
+    assert run["failed"] == 0
+    assert run["answered"] == run["sent"]
+    assert run["goodput_per_s"] == pytest.approx(run["request_rate_per_s"])
+    asked = Workload(rate_per_s=RATE, alpha=ALPHA, output_tokens=f"fixed:{OUTPUT}")
+    due = [one.at_s for one in open_loop(asked, TASKS, SECONDS, 0)]
+    begin, end = run["window_s"]
+    assert run["sent"] == pytest.approx(sum(begin <= at_s < end for at_s in due), abs=1)
+    assert 0 < run["tpot_s"]["p50"] < run["request_s"]["p50"] / OUTPUT
+    return result
+
+
+def shares(result: dict[str, Any]) -> list[float]:
+    """Each decode worker's part of all tokens, the largest first."""
+    workers = result["points"][0]["runs"][0]["by_worker"]
+    tokens = sorted((one["tokens_per_s"] for one in workers.values()), reverse=True)
+    return [one / sum(tokens) for one in tokens]
+
+
+def test_the_three_systems_take_the_same_load(
+    served: Serving, sun: Serving, isolated: Serving, tmp_path: Path
+) -> None:
+    found = {
+        name: bench(one.url, tmp_path / name)
+        for name, one in (("isolated", isolated), ("sun", sun), ("qsun", served))
+    }
+    assert {name: one["system"] for name, one in found.items()} == {one: one for one in found}
+    assert {one["workers"]["decode"] for one in found.values()} == {2}
+    assert found["sun"]["decode"] == found["isolated"]["decode"] == "bfloat16"
+    assert found["qsun"]["decode"].startswith("W4A16")
+    # Isolated, a worker is as busy as its task; shared, the tasks' skew is no skew of the workers.
+    expected = zipf_shares(len(TASKS), ALPHA)[0]
+    assert shares(found["isolated"])[0] == pytest.approx(expected, abs=0.12)
+    for name in ("sun", "qsun"):
+        assert shares(found[name])[0] < 0.7
+    for one in found.values():
+        for worker in one["points"][0]["runs"][0]["by_worker"].values():
+            assert worker["mean_batch"] >= 1 or not worker["tokens_per_s"]
