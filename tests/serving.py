@@ -80,8 +80,9 @@ def serving(folder: Path, bundle: Path, *options: str) -> Iterator[Serving]:
     keys.write_text(f"tests {ADMIN_KEY}\n", encoding="utf-8")
     (port,) = free_ports(1)
     command: Sequence[str] = (
-        *(str(QSUN), "serve", str(bundle), "--port", str(port), "--logs", str(logs)),
-        *("--admin-keys", str(keys), *options),
+        *(str(QSUN), "serve", str(bundle), "--port", str(port), "--admin-keys", str(keys)),
+        *(() if "--external" in options else ("--logs", str(logs))),
+        *options,
     )
     with output.open("w", encoding="utf-8") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, text=True)
