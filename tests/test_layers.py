@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "disaggregation",
             "policy",
             "workload",
+            "latency_summary",
         ),
     ),
     STAGES,
