@@ -38,6 +38,10 @@ COMMANDS = {
         "qsun.cli.serve",
         "Serve a bundle: every task, one shared pool of decode workers.",
     ),
+    "simulate": (
+        "qsun.cli.simulate",
+        "Plan pools larger than those at hand, by measured latency curves.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }
