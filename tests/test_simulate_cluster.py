@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 import simpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qsun.policy import Policy
@@ -44,7 +44,16 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+# A worker that died, came back by its name and is drained then, is eligible for nobody.
+BACK_AND_GONE = [
+    Change(0.0, "loss", 1, 0.0),
+    Change(0.0, "growth", 1, 0.0),
+    Change(1.0, "shrink", 1, 0.0),
+]
+
+
+@example(BACK_AND_GONE, Policy.ISOLATED, 1, None, 0)
+@settings(max_examples=30, deadline=None)
 @given(
     changes=CHANGES,
     policy=st.sampled_from(list(Policy)),
@@ -220,7 +229,7 @@ def grown(start_s: float, sizing: str) -> Run:
     busy = open_loop(replace(BUSY, rate_per_s=80.0), TASKS, 40, 2)
     requests = [*calm, *(replace(one, at_s=one.at_s + 20) for one in busy)]
     limits = SizingConfig(look_s=1.0, start_s=start_s, window_s=10.0, most=6)
-    kind = sizing_of(sizing, limits, SloConfig(), TIMES.step_s)
+    kind = sizing_of(sizing, limits, SloConfig(), TIMES)
     window = Window(20, 60, 100)
     return simulate(layout(1, 8, prefill=9), TIMES, Load(requests), window, sizing=kind)
 
@@ -251,18 +260,19 @@ def test_a_reactive_pool_follows_its_load(load_share: float, wanted: int) -> Non
 
 
 def test_a_predictive_pool_follows_what_is_asked_for() -> None:
-    # Eight at once in steps of 18 ms yield 444 tokens a second, filled up to 0.9 of that: 400.
+    # 30 ms before them, 50 steps of 18 ms: eight streams, to 0.9, take 7.74 requests a second.
     limits = SizingConfig(high=0.9, window_s=20.0, start_s=10.0)
-    sizing = Predictive(limits, TIMES.step_s, SloConfig(tpot_p99_s=0.0181))
-    steady = [80 + 0.05 * one for one in range(400)]  # 20 requests, 1000 tokens a second
+    sizing = Predictive(limits, TIMES, SloConfig(tpot_p99_s=0.0181))
+    steady = [80 + 0.05 * one for one in range(400)]  # 20 a second
     assert sizing.clamped(seen(steady)) == 3
     rising = [one for one in steady if one >= 90 or one % 0.1 < 0.04]
     assert sizing.clamped(seen(rising)) > 3
     falling = [one for one in steady if one < 90]
     assert sizing.clamped(seen(falling)) == 3  # of the earlier half: it may come back
     assert sizing.clamped(seen([])) == 4  # nothing is known
-    tight = Predictive(limits, TIMES.step_s, SloConfig(tpot_p99_s=0.0121))
-    assert tight.clamped(seen(steady)) > 3  # small batches yield less
+    assert sizing.clamped(replace(seen(steady), waiting=100)) == 4  # ten a second more
+    tight = Predictive(limits, TIMES, SloConfig(tpot_p99_s=0.0111))
+    assert tight.clamped(seen(steady)) == 13  # one at once, in steps of 11 ms: 1.55 a second
 
 
 def test_a_drained_worker_ends_what_it_has_and_gets_nothing_new() -> None:
@@ -276,3 +286,28 @@ def test_a_drained_worker_ends_what_it_has_and_gets_nothing_new() -> None:
     assert not drained.alive
     assert run.paid_workers == pytest.approx(1 + 4 / 50)
     assert run.sizes == [(0, 2), (2, 1)]
+
+
+def test_only_steps_within_the_window_count() -> None:
+    # A hundred tokens from 0.03 on, one each 10 ms, on a worker that is there and one that is not.
+    changes = [Change(0.205, "loss", 1, 0.6)]
+    where, times = layout(1, 8), timing(0.01, 0.0, 0.02, 0.01)
+    load = Load([request(0, 100)])
+    run = simulate(where, times, load, Window(0.105, 0.705, 2), changes)
+    found = measures_of([run], TASKS, SloConfig())
+    assert found["tokens_per_s"] == pytest.approx(10 / 0.6)  # at 0.11, 0.12, ... 0.20
+    late = Load([request(0.2, 100)])
+    later = simulate(where, times, late, Window(0.105, 0.705, 2), [Change(0.001, "loss", 1, 0.9)])
+    assert later.journeys[0].answered
+    assert measures_of([later], TASKS, SloConfig())["tokens_per_s"] == 0
+
+
+def test_a_user_whose_request_is_too_long_asks_for_another() -> None:
+    endless = iter([request(0, 50), request(0, 4), request(0, 4)])
+    run = simulate(layout(kv=(2, 16)), timing(), Load(users=1, endless=endless), Window(0, 5))
+    assert [one.outcome for one in run.journeys] == [
+        Outcome.TOO_LONG,
+        Outcome.ANSWERED,
+        Outcome.ANSWERED,
+    ]
+    assert run.journeys[1].began_s == 1

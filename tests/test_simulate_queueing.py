@@ -10,6 +10,7 @@ from scipy import stats
 
 from qsun.policy import Policy
 from qsun.simulate.cluster import Load, Run, simulate
+from qsun.simulate.curves import Line, StepTimes, Timing
 from qsun.simulate.measures import within
 from qsun.simulate.window import Window
 from qsun.workload import Request, Workload, closed_loop, open_loop
@@ -167,3 +168,17 @@ def test_requests_join_at_the_next_step() -> None:
 def test_a_full_worker_lets_the_next_one_wait_before_its_prompt_is_read() -> None:
     # With one stream: 0.75 + 2 + 2, then prefill and hand-off once more, then 2.
     assert times_of([request(0, 2), request(1, 1)], streams=1) == [(2.75, 4.75), (7.5, 7.5)]
+
+
+def test_a_step_takes_longer_the_longer_its_contexts() -> None:
+    step_s = StepTimes({n: Line((10.0, 1010.0), (0.01, 0.11)) for n in (1, 8)})
+    times = Timing(step_s, Line((1.0,), (1e-9,)), 0.0)
+    requests = [request(0, 10, 20), request(0, 4, 60), request(2, 3, 100)]
+    run = simulate(layout(prefill=2), times, Load(requests), Window(0, 9))
+    # 9 ms and 0.1 ms for each token of the mean context: both until the second's four tokens.
+    together = sum(0.009 + 0.0001 * (40 + done) for done in range(4))
+    alone = sum(0.009 + 0.0001 * (20 + done) for done in range(4, 10))
+    later = sum(0.009 + 0.0001 * (100 + done) for done in range(3))
+    assert [one.request_s for one in run.journeys] == pytest.approx(
+        [together + alone, together, later], abs=1e-7
+    )

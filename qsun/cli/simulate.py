@@ -52,7 +52,12 @@ def _names(text: str) -> list[str]:
 @click.option("--decode", type=int, help="Decode workers [default: 2].")
 @click.option("--ttft-p99", type=float, help="The SLO's TTFT, seconds [default: 1].")
 @click.option("--tpot-p99", type=float, help="The SLO's TPOT, seconds [default: 0.05].")
-@click.option("--scenario", multiple=True, help="spike, loss, growth, shrink [default: all].")
+@click.option(
+    "--scenario",
+    multiple=True,
+    type=click.Choice(["spike", "loss", "growth", "shrink"]),
+    help="[default: all]",
+)
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the record goes.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")

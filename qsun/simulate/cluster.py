@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import simpy
 
+from qsun.config import ServeConfig
 from qsun.policy import Policy
 from qsun.simulate.admission import Admission, Slot
 from qsun.simulate.curves import Timing
@@ -18,7 +19,8 @@ from qsun.simulate.prefill_worker import PrefillPool, PrefillWorker
 from qsun.simulate.window import Gauge, Window
 from qsun.workload import Request
 
-ATTEMPTS = 3  # `ServeConfig.attempts`
+ATTEMPTS = ServeConfig().attempts
+REFUSED_S = 1.0  # until a user whose request was too long asks for something else
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class _Cluster:
         self._open = 0  # of those that came within the window
         self._settled = env.event()
         self._begin_steps: dict[DecodeWorker, int] = {}
-        self._end_steps: dict[DecodeWorker, int] = {}
+        self._end_steps: dict[DecodeWorker, int] | None = None
 
     def run(self, load: Load, changes: Sequence[Change], sizing: Sizing | None) -> Run:
         env, window = self._env, self._window
@@ -119,11 +121,13 @@ class _Cluster:
             sizes=self._pool.sizes,
             decode=self._pool.workers,
             prefill=self._prefill.workers,
-            steps={
-                one: (self._begin_steps.get(one, 0), self._end_steps.get(one, one.steps))
-                for one in self._pool.workers
-            },
+            steps={one: self._steps(one) for one in self._pool.workers},
         )
+
+    def _steps(self, worker: DecodeWorker) -> tuple[int, int]:
+        """Steps when the window began and when it ended; none where the worker came later."""
+        begin = self._begin_steps.get(worker, 0)
+        return begin, worker.steps if self._end_steps is None else self._end_steps.get(worker, 0)
 
     def _arrivals(self, requests: Sequence[Request]) -> Process:
         for request in requests:
@@ -140,7 +144,7 @@ class _Cluster:
         self._journeys.append(journey)
         if not self._pool.room.holds(request.prompt_tokens + request.output_tokens):
             journey.outcome, journey.ended_s = Outcome.TOO_LONG, self._env.now
-            yield self._env.timeout(self._timing.hand_off_s)  # a user who is refused asks again
+            yield self._env.timeout(REFUSED_S)
             return
         self._count(journey, 1)
         tried: set[str] = set()
@@ -183,12 +187,10 @@ class _Cluster:
             self._settled.succeed()
 
     def _note_steps(self) -> Process:
-        for at_s, noted in (
-            (self._window.begin_s, self._begin_steps),
-            (self._window.end_s, self._end_steps),
-        ):
-            yield self._env.timeout(at_s - self._env.now)
-            noted.update({one: one.steps for one in self._pool.workers})
+        yield self._env.timeout(self._window.begin_s)
+        self._begin_steps = {one: one.steps for one in self._pool.workers}
+        yield self._env.timeout(self._window.length_s)
+        self._end_steps = {one: one.steps for one in self._pool.workers}
         self._look_whether_settled()
 
     def _change(self, change: Change) -> Process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qsun.errors import ConfigError, bullet_list, nearest
+from qsun.launch_spec import DECODE_STREAMS
 from qsun.policy import Policy
 from qsun.simulate.curve_records import Curves
 from qsun.workload import Workload, problems_of
@@ -43,7 +44,7 @@ class LayoutConfig:
     prefill_workers: int | None = field(default=None, metadata={"minimum": 1, "maximum": 4096})
     prefill_busy: float = field(default=0.5, metadata={"minimum": 0.01, "maximum": 0.99})
     shared_prefill: tuple[str, ...] = ()
-    streams: int = field(default=256, metadata={"minimum": 1})
+    streams: int = field(default=DECODE_STREAMS, metadata={"minimum": 1})
     kv_tokens: int | None = field(default=None, metadata={"minimum": 1})
     block_tokens: int = field(default=16, metadata={"minimum": 1})
 
@@ -96,8 +97,8 @@ class SizingConfig:
     """How a decode pool changes its size, between `least` and `most`; it looks every `look_s`.
 
     A new worker is ready after `start_s`. `reactive`: one more above a load share of `high`, one
-    less below `low`. `predictive`: by the tokens asked for in the last `window_s`, and what a
-    worker yields by the curves within the SLO's TPOT, filled up to `high`.
+    less below `low`. `predictive`: by the requests of the last `window_s`, and how many a worker
+    takes by the curves within the SLO's TPOT, filled up to `high`.
     """
 
     look_s: float = field(default=5.0, metadata={"minimum": 0.1})

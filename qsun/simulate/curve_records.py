@@ -119,6 +119,10 @@ class _Checked:
                 for batch, points in sorted(by_batch.items())
             }
             self._check_batches(name, lines)
+            if all(len(line.at) == 1 for line in lines.values()):
+                self.notes.append(
+                    f"{self._where}: {name} has one context a batch; longer takes as long"
+                )
             found[name] = StepTimes(lines)
         return found
 

@@ -37,7 +37,8 @@ class Pool:
 
     def names(self) -> list[str]:
         """Those that are not on their way out, whether they answer or not."""
-        return list(dict.fromkeys(one.name for one in self.workers if not one.draining))
+        latest = {one.name: one for one in self.workers}  # one that died may be back by its name
+        return [name for name, one in latest.items() if not one.draining]
 
     def add(self, name: str | None = None) -> None:
         """One more, ready now."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qsun.simulate.config import SizingConfig, SloConfig
-from qsun.simulate.curves import StepTimes
+from qsun.simulate.curves import Timing
 from qsun.simulate.journey import Journey
 
 LATEST = 200  # answers whose lengths are looked at
@@ -66,28 +66,32 @@ class Reactive(Sizing):
 
 @dataclass(frozen=True)
 class Predictive(Sizing):
-    """As many as yield the tokens that will be asked for when a new worker could be ready.
+    """As many as can take the requests that will come when a new worker could be ready.
 
-    Tokens asked for: requests a second, times the mean length of the latest answers. If more came
-    in the later half of `window_s` than in the earlier, the rate goes on rising as it did, to
-    `MOST_GROWTH` times itself at most; if fewer, the earlier half's counts. A worker yields its
-    largest batch within the SLO's TPOT, over that batch's step time, filled up to `high`.
+    If more came in the later half of `window_s` than in the earlier, the rate goes on rising as it
+    did, to `MOST_GROWTH` times itself at most; if fewer, the earlier half's counts. Those that wait
+    now are to be gone by then, too. By Little's law a worker takes as many a second as it has
+    streams within the SLO's TPOT, filled up to `high`, over the time that a request has one: its
+    prefill, its hand-off and its steps, at the mean lengths of the latest answers.
     """
 
-    step_s: StepTimes
+    timing: Timing
     slo: SloConfig
 
     def wanted(self, seen: Seen) -> int:
-        """Tokens ahead over a worker's; as many as there are while nothing has ended yet."""
+        """Requests a second, over a worker's; as many as there are while nothing has ended yet."""
         latest = (one.request for one in reversed(seen.journeys) if one.answered)
         ended = list(islice(latest, LATEST))
         if not ended:
             return seen.size
-        tokens = sum(one.output_tokens for one in ended) / len(ended)
-        context = sum(one.prompt_tokens + one.output_tokens / 2 for one in ended) / len(ended)
-        batch = min(seen.streams, self.step_s.largest_within(self.slo.tpot_p99_s, context))
-        yields = self.limits.high * batch / self.step_s(batch, context)
-        return math.ceil(self._rate_ahead(seen) * tokens / yields)
+        prompt = sum(one.prompt_tokens for one in ended) / len(ended)
+        output = sum(one.output_tokens for one in ended) / len(ended)
+        context, step_s = prompt + output / 2, self.timing.step_s
+        batch = min(seen.streams, step_s.largest_within(self.slo.tpot_p99_s, context))
+        before_s = self.timing.prefill_s(prompt) + self.timing.hand_off_s
+        takes = self.limits.high * batch / (before_s + output * step_s(batch, context))
+        waiting = seen.waiting / max(self.limits.start_s, self.limits.look_s)
+        return math.ceil((self._rate_ahead(seen) + waiting) / takes)
 
     def _rate_ahead(self, seen: Seen) -> float:
         """Requests a second when a worker that is started now is ready."""
@@ -110,8 +114,8 @@ def _recent(seen: Seen, window_s: float) -> list[Journey]:
     return found
 
 
-def sizing_of(name: str, limits: SizingConfig, slo: SloConfig, step_s: StepTimes) -> Sizing | None:
+def sizing_of(name: str, limits: SizingConfig, slo: SloConfig, timing: Timing) -> Sizing | None:
     """A pool sizing by its name; `fixed` is none."""
     if name == "fixed":
         return None
-    return Reactive(limits) if name == "reactive" else Predictive(limits, step_s, slo)
+    return Reactive(limits) if name == "reactive" else Predictive(limits, timing, slo)

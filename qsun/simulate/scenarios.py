@@ -68,12 +68,15 @@ def plain_run(
 def play(episode: Episode, config: SimulateConfig, curves: Curves) -> dict[str, Any]:
     """One episode's figures, the pool's sizes, and latencies by time of arrival.
 
-    All policies have the format of the configured system, so that nothing else differs.
+    All policies have the format of the configured system, and prefill workers that a spike keeps
+    no busier than calm does, so that nothing but the decode pool differs.
     """
     drawn = requests_of(config, config.seed)
     asked = requests_in(episode.scenario, config, drawn)
     decode_format = format_of(config.layout.system, config.layout, curves)
-    layout = layout_of(config, curves, config.layout.system, drawn)
+    always = replace(config.events, at_s=0.0, lasts_s=config.duration_s + config.settle_s)
+    busiest = requests_in(episode.scenario, replace(config, events=always), drawn)
+    layout = layout_of(config, curves, config.layout.system, busiest)
     timing = curves.timing(decode_format)
     run = simulate(
         replace(layout, policy=Policy(episode.policy)),
@@ -81,7 +84,7 @@ def play(episode: Episode, config: SimulateConfig, curves: Curves) -> dict[str, 
         load_of(config, asked, config.seed),
         Window(config.warm_up_s, config.duration_s, config.settle_s),
         changes_of(episode.scenario, config),
-        sizing_of(episode.sizing, config.sizing, config.slo, timing.step_s),
+        sizing_of(episode.sizing, config.sizing, config.slo, timing),
     )
     return {
         "scenario": episode.scenario,
