@@ -218,6 +218,7 @@ def test_all_that_is_wrong_with_a_question_is_said_at_once(curves: Path, tmp_pat
             ),
             *("--set", "warm_up_s=500", "--set", "layout.quantized=W3A16", "--users", "3"),
             *("--set", "layout.shared_prefill=[cod]", "--set", "sizing.low=0.9"),
+            *("--set", "layout.policy=shared"),
             *("--set", "layout.full_precision=float16", "--out", tmp_path / "none.json"),
         ),
         3,
@@ -230,6 +231,8 @@ def test_all_that_is_wrong_with_a_question_is_said_at_once(curves: Path, tmp_pat
         "layout.full_precision: no curves of format float16",
         "warm_up_s: 500 is not before",
         "fleet needs an open loop",
+        "layout.policy: fleet has policies of its own",
+        "layout.shared_prefill: isolated tasks share nothing",
         "sizing.low: 0.9 is not below",
     ):
         assert part in message

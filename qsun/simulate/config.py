@@ -29,7 +29,7 @@ class LayoutConfig:
 
     `system`: `isolated` (decode workers for each task, full precision), `sun` (one shared pool) or
     `qsun` (the same, in the format `quantized`, by default the only one in the curves that is not
-    `full_precision`). `policy` takes the place of the system's own. Each task has
+    `full_precision`). `policy` takes the place of the system's own in a `run`. Each task has
     `prefill_workers`, by default as many as are busy for `prefill_busy` of the time at most;
     those in `shared_prefill` (LoRA modules on one base, or `all`) read on the same ones. A decode
     worker has at most `streams` requests at once (vLLM's `--max-num-seqs`), no more than the
@@ -221,6 +221,16 @@ def _question_problems(config: SimulateConfig) -> list[str]:
         for name in names:
             if config.ask == section and not getattr(getattr(config, section), name):
                 problems.append(f"{section}.{name}: at least one")
+    if config.ask != "run" and config.layout.policy is not None:
+        problems.append(f"layout.policy: {config.ask} has policies of its own; leave it out")
+    if (
+        config.ask == "fleet"
+        and config.layout.shared_prefill
+        and "isolated" in config.fleet.systems
+    ):
+        problems.append(
+            "layout.shared_prefill: isolated tasks share nothing; leave one of them out"
+        )
     sizing = config.sizing
     if sizing.least > sizing.most:
         problems.append(f"sizing.least: {sizing.least} is above sizing.most, {sizing.most}")
