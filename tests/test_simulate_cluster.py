@@ -97,6 +97,16 @@ def test_a_request_without_a_token_is_asked_again_from_the_start() -> None:
     assert again.first_s == pytest.approx(2.0 + 1.0 + 0.5 + 1.0)  # a new prefill and hand-off
 
 
+def test_a_request_is_given_up_when_the_router_would() -> None:
+    # Each time the worker dies that has it, before its first token.
+    changes = [Change(at_s, "loss", 1) for at_s in (2.0, 4.0, 6.0)]
+    slow = timing(1.0, 0.0, 1.0, 0.5)
+    run = simulate(layout(4, 4), slow, Load([request()]), Window(0, 100), changes)
+    given_up = run.journeys[0]
+    assert (given_up.outcome, given_up.attempts) == (Outcome.UNAVAILABLE, 3)
+    assert given_up.ended_s == 6.0
+
+
 def test_a_request_that_has_a_token_is_broken() -> None:
     broken = lost_at(4.0)
     assert (broken.outcome, broken.ended_s) == (Outcome.BROKEN, 4.0)
@@ -169,22 +179,22 @@ class Both:
         worker.streams, worker.blocks, worker.block_tokens = 3, blocks, 16
         self._router_pool.mark(worker, State.READY)
 
-    async def enter(self, task: str, tokens: int) -> None:
+    async def enter(self, task: str, tokens: int, avoid: frozenset[str]) -> None:
         number = next(self._numbers)
 
         async def wait() -> None:
-            self.routed[number] = await self._router.enter(task, tokens)
+            self.routed[number] = await self._router.enter(task, tokens, avoid)
 
         self.tasks.add(asyncio.create_task(wait()))
-        self.events[number] = self._simulated.enter(task, tokens)
+        self.events[number] = self._simulated.enter(task, tokens, avoid)
 
     def held(self) -> dict[int, Slot]:
         given = {number: one for number, one in self.events.items() if one.triggered}
         return {number: one.value for number, one in given.items() if isinstance(one.value, Slot)}
 
-    def move(self, number: int) -> None:
-        self._router.move(self.routed[number], frozenset())
-        self._simulated.move(self.held()[number], frozenset())
+    def move(self, number: int, avoid: frozenset[str]) -> None:
+        self._router.move(self.routed[number], avoid)
+        self._simulated.move(self.held()[number], avoid)
 
     def leave(self, number: int) -> None:
         slot = self.held()[number]
@@ -206,10 +216,11 @@ def test_room_is_given_as_the_router_gives_it(policy: Policy, workers: int) -> N
         for _ in range(400):
             held = sorted(both.routed)
             what = dice.choice(("enter", "enter", "move", "leave"))
+            avoid = frozenset({f"decode-{dice.randrange(9):03d}"})
             if what == "enter" or not held:
-                await both.enter(dice.choice(TASKS), dice.randint(2, 100))
+                await both.enter(dice.choice(TASKS), dice.randint(2, 100), avoid)
             elif what == "move":
-                both.move(dice.choice(held))
+                both.move(dice.choice(held), avoid)
             else:
                 both.leave(dice.choice(held))
             for _ in range(4):
@@ -286,6 +297,9 @@ def test_a_drained_worker_ends_what_it_has_and_gets_nothing_new() -> None:
     assert not drained.alive
     assert run.paid_workers == pytest.approx(1 + 4 / 50)
     assert run.sizes == [(0, 2), (2, 1)]
+    change = Change(2, "shrink", 9)
+    left = simulate(layout(3, 8), timing(0.1), Load(requests), Window(0, 50), [change])
+    assert left.sizes == [(0, 3), (2, 1)]  # one at least stays
 
 
 def test_only_steps_within_the_window_count() -> None:
@@ -311,3 +325,13 @@ def test_a_user_whose_request_is_too_long_asks_for_another() -> None:
         Outcome.ANSWERED,
     ]
     assert run.journeys[1].began_s == 1
+
+
+def test_only_time_within_the_window_counts() -> None:
+    # Read from 8 to 12 and answered until 13, between 10 and 20; another one comes and goes before.
+    load = Load([request(1, 10), request(8, 10)])
+    run = simulate(layout(), timing(0.1, 0.0, 4.0), load, Window(10, 20))
+    found = measures_of([run], TASKS, SloConfig())
+    assert found["by_prefill_worker"]["prefill-math-0"]["busy"] == pytest.approx(0.2)
+    assert found["mean_in_system"] == pytest.approx(0.3)
+    assert found["sent"] == 0

@@ -57,8 +57,9 @@ def test_batches_may_be_measured_at_different_contexts() -> None:
         for context in (1, 64, 90, 333, 700, 2000, 9000):
             part = (batch - low) / (high - low)
             expected = (1 - part) * measured[low](context) + part * measured[high](context)
-            if context <= 3000 or batch in measured:
-                assert steps(batch, context) == pytest.approx(expected)
+            assert steps(batch, context) == pytest.approx(expected)
+    falling, rising = Line((1, 2), (3, 2.9)), Line((1, 2), (3, 5))
+    assert StepTimes({1: falling, 3: rising})(2, 4) == pytest.approx((2.9 + 9) / 2)
 
 
 def test_formats_may_come_from_several_records(tmp_path: Path) -> None:
