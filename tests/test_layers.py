@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve", "bench")
+STAGES = (
+    "calibrate",
+    "tune",
+    "quantize",
+    "export",
+    "verify",
+    "evaluate",
+    "serve",
+    "bench",
+    "simulate",
+)
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet", "figures"),
     ("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),

@@ -42,6 +42,10 @@ COMMANDS = {
         "qsun.cli.bench",
         "Put load on a served bundle: throughput, latency, fairness.",
     ),
+    "simulate": (
+        "qsun.cli.simulate",
+        "Plan pools larger than those at hand, by measured latency curves.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }

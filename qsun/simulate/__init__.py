@@ -1,0 +1,1 @@
+"""A simulated cluster: prefill and decode workers whose times are measured curves."""
