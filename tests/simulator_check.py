@@ -1,0 +1,125 @@
+"""Measure a served bundle, simulate it by its own curves, and compare.
+
+    python -m tests.simulator_check RECORD BUNDLE [--rates 1,2] [--users 1,4] [--seconds 60]
+
+One prefill and one decode worker of real vLLM, each on a processor core of its own, as workers on
+GPUs have theirs; SmolLM2's bundle has both tasks on one prefill worker. `qsun bench` measures the
+curves and then the loads, `qsun simulate` gets the curves alone, and the same requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qsun.bench.curves import CurveConfig
+from qsun.bench.serving import served
+from qsun.bench.settings import BenchConfig
+from qsun.jobs.bench import Request, run_bench, run_curves
+from qsun.jobs.simulate import prepare_simulation, run_simulation
+from qsun.progress import announce
+from qsun.records import new_record
+from qsun.settings import settings_from
+from qsun.simulate.config import LayoutConfig, SimulateConfig
+from qsun.workload import Workload
+
+PROMPT, OUTPUT = "uniform:16:96", "uniform:16:64"
+CURVES = CurveConfig(
+    batches=(1, 2, 3, 4, 6, 8), contexts=(64, 160), prompts=(16, 64, 96), steps=24, rounds=3
+)
+COMPARED = {"tokens_per_s": None, "tpot_s": "mean", "ttft_s": "mean", "request_s": "mean"}
+
+
+def main() -> None:
+    """Serve, measure, simulate, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("record", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rates", default="0.5,1")
+    parser.add_argument("--users", default="1,4")
+    parser.add_argument("--seconds", type=float, default=60)
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    settings = BenchConfig(
+        rates=tuple(map(float, filter(None, asked.rates.split(",")))),
+        concurrency=tuple(map(int, filter(None, asked.users.split(",")))),
+        prompt_tokens=PROMPT,
+        output_tokens=OUTPUT,
+        seconds=asked.seconds,
+        repeats=1,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with served(asked.bundle.absolute(), ["--decode", "1"]) as url:
+            pin_workers()
+            request = Request(url)
+            curves = run_curves(request, CURVES, folder / "latency.json", 0).result
+            measured = run_bench(request, settings, folder / "bench", False).result
+        found = [compared(point, measured, folder) for point in measured["points"]]
+    result = {"curves": curves, "workers": measured["workers"], "loads": found}
+    new_record("simulator-check", settings, settings.seed, result).write(asked.record)
+    for one in found:
+        announce(f"{one['load']}: {one['simulated_of_measured']}")
+
+
+def pin_workers() -> None:
+    """Each worker's threads on a core of its own, in the order of their process numbers."""
+    workers = sorted(worker_processes(), key=lambda one: one.pid)
+    for core, worker in enumerate(workers):
+        for thread in worker.threads():
+            os.sched_setaffinity(thread.id, {core})
+
+
+def worker_processes() -> Iterator[psutil.Process]:
+    """vLLM's servers below this process."""
+    for child in psutil.Process().children(recursive=True):
+        if "--kv-transfer-config" in child.cmdline():
+            yield child
+
+
+def compared(point: dict[str, Any], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One load, as measured, as simulated, and the one as a share of the other."""
+    load = {key: point["load"][key] for key in ("rate_per_s", "concurrency")}
+    (run,) = point["runs"]
+    config = SimulateConfig(
+        tasks=tuple(measured["tasks"]),
+        workload=settings_from(
+            Workload,
+            {name: point["load"][name] for name in point["load"] if name in vars(Workload())},
+        ),
+        layout=LayoutConfig(
+            system=measured["system"],
+            decode_workers=measured["workers"]["decode"],
+            prefill_workers=measured["workers"]["prefill"],
+            shared_prefill=("all",),
+        ),
+        duration_s=run["window_s"][1],
+        warm_up_s=run["window_s"][0],
+        seed=point["load"]["seed"],
+    )
+    simulated = run_simulation(prepare_simulation([folder / "latency.json"], config)).result["run"]
+    pairs = {name: [value(run, name), value(simulated, name)] for name in COMPARED}
+    return {
+        "load": load,
+        "measured": {name: pair[0] for name, pair in pairs.items()},
+        "simulated": {name: pair[1] for name, pair in pairs.items()},
+        "simulated_of_measured": {name: pair[1] / pair[0] for name, pair in pairs.items()},
+        "steady": run["steady"],
+        "failed": run["failed"],
+    }
+
+
+def value(figures: dict[str, Any], name: str) -> float:
+    """A figure, or its mean."""
+    part = COMPARED[name]
+    return float(figures[name] if part is None else figures[name][part])
+
+
+if __name__ == "__main__":
+    main()
