@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "qsun"
-STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve")
+STAGES = ("calibrate", "tune", "quantize", "export", "verify", "evaluate", "serve", "report")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet", "figures"),
-    ("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
+    (
+        *("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
+        "layer_picture",
+    ),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
