@@ -30,7 +30,9 @@ def test_help_is_quick() -> None:
     assert min(times) < LIMIT_S
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["inspect", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["quantize", "--help"], ["inspect", "--help"], ["report", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys; from qsun.cli.main import main\n"

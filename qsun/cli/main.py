@@ -38,6 +38,10 @@ COMMANDS = {
         "qsun.cli.serve",
         "Serve a bundle: every task, one shared pool of decode workers.",
     ),
+    "report": (
+        "qsun.cli.report",
+        "Show all that is recorded of a bundle as one page.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }
