@@ -340,17 +340,17 @@ def test_several_bundles_are_told_apart(tmp_path: Path) -> None:
         put(tmp_path / "isolated.json", "bench", bench("isolated")),
     ]
     letters = rows(section_of(*paths, title="Bundle"), "Bundles")
-    assert letters["bundle A"] == ("the bundle of this page, qsun.json", digest)
-    assert letters["bundle B"] == ("sun.json", OTHER_BUNDLE)
+    assert letters["bundle 1"] == ("the bundle of this page, qsun.json", digest)
+    assert letters["bundle 2"] == ("sun.json", OTHER_BUNDLE)
     labels = {row[1] for row in tables(section_of(*paths, title="Under load"))[1].rows}
-    assert labels == {"qsun (bundle A)", "sun (bundle B)", "isolated (no bundle named)"}
+    assert labels == {"qsun (bundle 1)", "sun (bundle 2)", "isolated (no bundle named)"}
 
 
 def test_verdicts_of_two_bundles_without_either(tmp_path: Path) -> None:
     paths = [put(tmp_path / f"{name}.json", "verdict", verdict(name * 64)) for name in ("a", "b")]
     page = page_of(*paths)
     assert page.sections[0].title == "Bundles"
-    assert "(bundle A); COMPATIBLE" in page.sections[1].summary
+    assert "(bundle 1); COMPATIBLE" in page.sections[1].summary
 
 
 def test_every_section_names_what_made_its_numbers(whole: Page, drawn: str) -> None:
@@ -475,3 +475,9 @@ def test_a_quantization_of_another_module_is_said(
     path = put(tmp_path / "q.json", "quantization", result)
     section = section_of(tmp_path / "bundle", path, title="Quantization")
     assert [one.partition(":")[0] for one in notices(section)] == ["Another module"] * said
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [put(tmp_path / f"{name}/bench.json", "bench", bench(name)) for name in ("sun", "qsun")]
+    names = [source.name for source in section_of(*paths, title="Under load").sources]
+    assert names == ["sun/bench.json", "qsun/bench.json"]

@@ -59,6 +59,20 @@ LINES = """() => [...document.querySelectorAll("svg [id*=line2d] path")].map((pa
   const ground = getComputedStyle(path.closest("svg").querySelector("path")).fill;
   return [style.stroke, ground];
 })"""
+# Colours and dashes of each chart's own lines: those of ink and grid are its axes and bounds.
+DASHES = """() => [...document.querySelectorAll("figure.chart svg")].map((svg) => {
+  const lines = [...svg.querySelectorAll("[id*=line2d] > path")].map((path) => path.style)
+    .filter((style) => style.fill === "none" && style.strokeWidth === "1.5");
+  return [lines.map((style) => style.stroke), lines.map((style) => style.strokeDasharray)];
+})"""
+# The same with the names of a legend, whose lines come last.
+BY_SYSTEM = """() => [...document.querySelectorAll("figure.chart svg")].map((svg) => {
+  const legend = svg.querySelector("[id*=legend]");
+  const lines = [...legend.querySelectorAll("[id*=line2d] > path")].map((path) => path.style)
+    .filter((style) => style.fill === "none" && style.strokeWidth === "1.5");
+  const names = [...legend.querySelectorAll("text")].map((text) => text.textContent.trim());
+  return [names, lines.map((style) => style.stroke), lines.map((style) => style.strokeDasharray)];
+})"""
 NAMES = """() => [...document.querySelectorAll("svg")].map((svg) =>
   svg.getAttribute("aria-labelledby").split(" ").map((id) => {
     const named = document.getElementById(id);
@@ -91,7 +105,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(folder / "scorecard.json", "scorecard", scorecard(digest, floors=floors))
     more = put(folder / "sun.json", "bench", bench("sun", complete=False, missing=["8 requests/s"]))
     out = folder / "report.html"
-    outcome = run_qsun("report", folder / "bundle", *records, more, "--out", out)
+    other = put(folder / "other.json", "bench", bench("sun"), hardware={"accelerator": "Another"})
+    outcome = run_qsun("report", folder / "bundle", *records, more, other, "--out", out)
     assert outcome.exit_code == 0, outcome.stderr
     return out
 
@@ -159,6 +174,11 @@ def test_on_paper(browser: Browser, report: Path) -> None:
         "rgb(255, 255, 255)"
     )
     assert [one for one in page.evaluate(CONTRASTS) if one[1] < LEAST_CONTRAST] == []
+    grounds = page.evaluate(
+        "() => [...document.querySelectorAll('svg')].map("
+        "(svg) => getComputedStyle(svg.querySelector('path')).fill)"
+    )
+    assert set(grounds) == {"rgb(255, 255, 255)"}
     # Nothing scrolls on paper: what is wide must fit, a page of A4 less its margins here.
     assert page.evaluate(
         "() => [...document.querySelectorAll('.scroll > *, .wide > *')].filter((one) => "
@@ -179,12 +199,12 @@ def test_for_those_who_do_not_see_it(browser: Browser, report: Path) -> None:
     )
     assert levels[0] == 1
     assert levels.count(1) == 1
+    assert 3 in levels
     assert all(after <= before + 1 for before, after in pairwise(levels))
     names = page.evaluate(NAMES)
     assert len(names) >= 11
     assert all(title and len(text) > 30 for title, text in names)
-    by_role = page.get_by_role("img")
-    assert by_role.count() == len(names)
+    assert page.get_by_role("img").count() == page.locator("svg[role=img]").count() == len(names)
     tables = page.locator("table").count()
     assert tables > 15
     assert page.locator("table > caption").count() == tables
@@ -214,12 +234,15 @@ def test_what_must_not_be_overlooked_is_said_in_words(browser: Browser, report: 
     page = show(browser, report, 390, "light").page
     notices = page.locator(".notice").all_text_contents()
     assert [text.partition(":")[0] for text in notices] == [
-        *("Not passed", "Below the floor", "Interrupted")
+        *("Not passed", "Below the floor", "Interrupted", "Not compared")
     ]
-    dashes = page.evaluate(
-        "() => [...document.querySelectorAll('figure.chart svg')].map((svg) => new Set("
-        "[...svg.querySelectorAll('[id*=line2d] path')].map((path) => path.style.strokeDasharray)"
-        ").size)"
-    )
-    assert min(dashes) >= 2
+    for strokes, dashes in page.evaluate(DASHES):
+        assert len(set(dashes)) >= len(set(strokes)) >= 1
+    by_system = [
+        dict(zip(names, zip(strokes, dashes, strict=True), strict=False))
+        for names, strokes, dashes in page.evaluate(BY_SYSTEM)
+    ]
+    for system in ("isolated", "qsun"):
+        assert len({one[system] for one in by_system if system in one}) == 1
+    assert sum("qsun" in one for one in by_system) >= 9
     page.context.close()

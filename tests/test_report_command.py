@@ -107,7 +107,10 @@ def test_no_path_of_this_machine_is_in_the_page(tmp_path: Path) -> None:
         (["--markdown", "a.html"], "ends with .md"),
     ],
 )
-def test_a_command_line_that_means_nothing(tmp_path: Path, options: list[str], said: str) -> None:
+def test_a_command_line_that_means_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     outcome = run_qsun("report", put(tmp_path / "v.json", "verdict", verdict()), *options)
     assert outcome.exit_code == 2
     assert said in outcome.stderr

@@ -28,11 +28,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A system's or a format's points; `floor` says that they are no measurement but a bound."""
+    """A system's or a format's points; `floor` says that they are no measurement but a bound.
+
+    `rank` is a system's among those that are compared, so that it looks the same in every chart.
+    """
 
     label: str
     points: tuple[Point, ...]
     floor: bool = False
+    rank: int | None = None
 
 
 def chart(
@@ -58,9 +62,8 @@ def _figure(title: str, x: str, y: str, lines: Sequence[Line], powers_of_two: bo
     with matplotlib.rc_context({**STYLE, "font.size": 9}):
         figure = new_figure(*SIZE)
         axes = figure.add_subplot()
-        styles = iter([*STYLES] * (len(lines) // len(STYLES) + 1))
-        for line in lines:
-            _draw(axes, line, FLOOR_STYLE if line.floor else next(styles))
+        for line, style in zip(lines, _styles(lines), strict=True):
+            _draw(axes, line, style)
         axes.set_title(title, fontsize="medium", wrap=True)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -72,6 +75,17 @@ def _figure(title: str, x: str, y: str, lines: Sequence[Line], powers_of_two: bo
         columns = 2 if len(lines) > 2 and max(len(line.label) for line in lines) < 24 else 1
         figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _styles(lines: Sequence[Line]) -> list[tuple[Any, Any, str]]:
+    """A style for each line: its system's own, or one after another where two have the same."""
+    ranks = [line.rank for line in lines if not line.floor]
+    if None in ranks or len(set(ranks)) < len(ranks):
+        ranks = list(range(len(ranks)))
+    left = iter(ranks)
+    return [
+        FLOOR_STYLE if line.floor else STYLES[(next(left) or 0) % len(STYLES)] for line in lines
+    ]
 
 
 def _highest(lines: Sequence[Line]) -> float:

@@ -45,7 +45,7 @@ def measured(found: Sequence[Source], sources: Sources) -> list[Measured]:
     for source in found:
         if named.count(labels[id(source)]) > 1:
             labels[id(source)] += f", {source.name}"
-    ordered = sorted(found, key=lambda source: _rank(source.result["system"]))
+    ordered = sorted(found, key=lambda source: _place(source.result["system"]))
     return [
         Measured(labels[id(source)], source, point["load"], point["runs"], point["summary"])
         for source in ordered
@@ -53,8 +53,14 @@ def measured(found: Sequence[Source], sources: Sources) -> list[Measured]:
     ]
 
 
-def _rank(system: str | None) -> int:
-    return SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS)
+def rank(system: str | None) -> int | None:
+    """A system's place among those that are compared."""
+    return SYSTEMS.index(system) if system in SYSTEMS else None
+
+
+def _place(system: str | None) -> int:
+    found = rank(system)
+    return len(SYSTEMS) if found is None else found
 
 
 def _label(source: Source, sources: Sources) -> str:

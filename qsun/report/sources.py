@@ -70,7 +70,7 @@ class Sources:
 
     def name_of(self, digest: str) -> str:
         """A word for one of several bundles."""
-        return f"bundle {chr(ord('A') + self.bundles.index(digest))}"
+        return f"bundle {self.bundles.index(digest) + 1}"
 
     def which(self, source: Source) -> str:
         """Which bundle a record is of, in brackets; nothing where the page knows no more than one.
@@ -105,11 +105,12 @@ def read_sources(paths: Sequence[Path]) -> Sources:
             needs; all are named.
     """
     found = _Found()
+    names = _shown_names([path for path in paths if not path.is_dir()])
     for path in paths:
         if path.is_dir():
             _add_bundle(found, path)
         else:
-            _add_record(found, path, _shown_name(path))
+            _add_record(found, path, names[path])
     found.incompatible += _of_other_bundles(found)
     problems = [*found.incompatible, *found.problems]
     if problems:
@@ -118,9 +119,15 @@ def read_sources(paths: Sequence[Path]) -> Sources:
     return Sources(found.bundle, tuple(found.sources.values()), tuple(found.left_out))
 
 
-def _shown_name(path: Path) -> str:
-    """A file's name as given; of a path through this machine's folders no more than the end."""
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+def _shown_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Files' names as given; of paths through this machine as much as tells them apart."""
+    names = {path: path.as_posix() for path in paths}
+    ours = {path for path in paths if path.is_absolute() or ".." in path.parts}
+    for length in range(1, max((len(path.parts) for path in ours), default=0) + 1):
+        names |= {path: "/".join(path.parts[-length:]) for path in ours}
+        if len(set(names.values())) == len(names):
+            break
+    return names
 
 
 def _add_bundle(found: _Found, folder: Path) -> None:

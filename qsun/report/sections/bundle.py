@@ -16,14 +16,14 @@ BOUNDARIES = {"n-1": "all but the last of a prompt's positions", "n": "all of a 
 
 
 def bundle_section(sources: Sources) -> Section | None:
-    """The bundle itself, and the letters of all bundles where records name several."""
+    """The bundle itself, and the names of all bundles where records name several."""
     bundle = sources.bundle
     several = len(sources.bundles) > 1
     if bundle is None:
         if not several:
             return None
         summary = f"records of {len(sources.bundles)} bundles, none of which was given"
-        return Section("Bundles", summary, (_letters(sources),))
+        return Section("Bundles", summary, (_names(sources),))
     manifest = bundle.manifest
     tasks = [module.task for module in manifest.prefill]
     blocks: list[Block] = [
@@ -36,7 +36,7 @@ def bundle_section(sources: Sources) -> Section | None:
         _digests(manifest),
     ]
     if several:
-        blocks.append(_letters(sources))
+        blocks.append(_names(sources))
     summary = f"{len(tasks)} tasks ({', '.join(tasks)}), decode module {manifest.decode_scheme}"
     return Section("Bundle", summary, tuple(blocks))
 
@@ -101,7 +101,7 @@ def _digests(manifest: Manifest) -> Table:
     return Table("Weights", ("file", "SHA-256"), tuple(files))
 
 
-def _letters(sources: Sources) -> Table:
+def _names(sources: Sources) -> Table:
     def records(digest: str) -> Iterator[str]:
         if sources.bundle is not None and sources.bundle.digest == digest:
             yield "the bundle of this page"

@@ -8,6 +8,7 @@ from typing import Any
 from qsun.report.amounts import count, milliseconds, setting
 from qsun.report.blocks import Block, Heading, Section, Table, Text
 from qsun.report.charts import Line, Point, chart
+from qsun.report.loads import rank
 from qsun.report.sources import Source, Sources
 
 NEVER = "more than were tried"
@@ -69,6 +70,7 @@ def _lines(same: Sequence[Need], axis: str) -> list[Line]:
                 for one in sorted(same, key=lambda one: float(one[axis]))
                 if one["system"] == system
             ),
+            rank=rank(system),
         )
         for system in dict.fromkeys(one["system"] for one in same)
     ]

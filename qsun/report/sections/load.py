@@ -17,6 +17,7 @@ from qsun.report.loads import (
     measured,
     mismatches,
     order,
+    rank,
     shared,
     unpaired,
     varying,
@@ -147,9 +148,10 @@ def _picture(
             between = None if ends is None else (scale * ends[0], scale * ends[1])
             point = Point(one.load[axis], scale * value["mean"], between)
             points.setdefault(one.label, []).append(point)
+    systems = {one.label: one.source.result["system"] for one in same}
     lines = [
-        Line(label, tuple(points[label]))
-        for label in dict.fromkeys(one.label for one in same)
+        Line(label, tuple(points[label]), rank=rank(system))
+        for label, system in systems.items()
         if label in points
     ]
     return chart(names[0], AXES[axis], names[1], lines) if lines else None
