@@ -241,7 +241,7 @@ def test_an_interrupted_bench_is_marked_with_what_is_missing(tmp_path: Path) -> 
         "Interrupted: b.json is not complete. Not run: 4 requests/s, run 1, 4 requests/s, run 2"
     )
     assert section.summary.endswith("INTERRUPTED")
-    assert {row[1] for row in tables(section)[1].rows} == {"sun, interrupted"}
+    assert {row[1] for row in tables(section)[1].rows} == {"sun (interrupted)"}
 
 
 def test_a_bench_that_was_interrupted_at_once_is_still_said(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _place(system: str | None) -> int:
 def _label(source: Source, sources: Sources) -> str:
     result = source.result
     system = result["system"] or "system not named"
-    interrupted = "" if result["complete"] else ", interrupted"
+    interrupted = "" if result["complete"] else " (interrupted)"
     return f"{system}{sources.which(source)}{interrupted}"
 
 
