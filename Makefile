@@ -13,9 +13,9 @@ MAIN_TORCH = --torch-backend auto
 SERVING_TORCH = --torch-backend cpu
 endif
 
-.PHONY: setup bubblewrap demo test lint types check interop overhead peers records lock clean
+.PHONY: setup bubblewrap chromium demo test lint types check interop overhead peers records lock clean
 
-setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap
+setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap chromium
 
 # Generated programs run in it. Root installs it; who is not is told how, and goes on without.
 bubblewrap:
@@ -24,6 +24,15 @@ bubblewrap:
 	  apt-get install -y -q bubblewrap || { apt-get update -q && apt-get install -y -q bubblewrap; }; \
 	else \
 	  echo "bubblewrap is missing, generated programs cannot be run: sudo apt install bubblewrap"; \
+	fi
+
+# The report's page is tested in it.
+chromium:
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ]; then \
+	  apt-get install -y -q chromium || { apt-get update -q && apt-get install -y -q chromium; }; \
+	else \
+	  echo "chromium is missing, pages cannot be tested: sudo apt install chromium"; \
 	fi
 
 .venv/.installed: requirements/main.txt requirements/data.txt pyproject.toml
@@ -130,6 +139,11 @@ records: setup
 	  --set export.decode=../exports/records/w4
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
+	cp exports/records/bundle/bundle.json docs/records/smollm2-135m-bundle/bundle.json
+	rm -f docs/example-report.html docs/example-report.md
+	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
+	  docs/records/smollm2-135m-w4.json --out docs/example-report.html \
+	  --markdown docs/example-report.md
 	$(BIN)/python -m tests.served_matrix docs/records/served-matrix.json exports/records/w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w3.yaml --set quantize.bits=2 --out exports/records/w2
 	$(BIN)/python -m tests.served_matrix docs/records/served-bits.json exports/records/w4 \

@@ -22,6 +22,8 @@ SCHEMA = 1
 DIGEST = "manifest_sha256"
 # Records made from a finished bundle: its manifest cannot list them.
 LATER_RECORDS = ("records/verdict.json", "records/scorecard.json", "records/latency.json")
+# What people read of all records.
+REPORTS = ("records/report.html", "records/report.md")
 LATER_FOLDERS = ("records/verdict/",)
 
 

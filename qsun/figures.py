@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from qsun.files import write_atomically
 
 GROUND, INK, FAINT = "#ffffff", "#24292f", "#d0d7de"
-MAIN, OTHER = "#0550ae", "#bc4c00"
-# What each colour becomes on a dark background, by a media query in the file itself.
-DARK = {GROUND: "#0d1117", INK: "#e6edf3", FAINT: "#3d444d", MAIN: "#79c0ff", OTHER: "#ffa657"}
+MAIN, OTHER, THIRD = "#0550ae", "#bc4c00", "#6639ba"
+# What each colour becomes on a dark screen, by a media query in the file itself; paper is light.
+DARK = {
+    **{GROUND: "#0d1117", INK: "#e6edf3", FAINT: "#3d444d"},
+    **{MAIN: "#79c0ff", OTHER: "#ffa657", THIRD: "#d2a8ff"},
+}
 STYLE: Any = {
     "svg.fonttype": "none",  # letters stay text, which can be searched and read out
     "svg.hashsalt": "qsun",  # the same picture is the same file
+    "text.parse_math": False,  # a dollar sign in a name is one
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), GROUND),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -35,16 +40,35 @@ def new_figure(width: float = 7, height: float = 4) -> Any:
 
 def write_svg(figure: Any, path: Path, title: str, text: str) -> None:
     """Write a figure that was drawn in `STYLE`, with a title and a text in place of it."""
+    write_atomically(path, described(_drawn(figure), title, text).encode())
+
+
+def inline_svg(figure: Any, title: str, text: str, prefix: str) -> str:
+    """The same as an element of a page, where `prefix` keeps its ids apart from other pictures'."""
+    svg = described(_drawn(figure), title, text)
+    for left_out in (r"<!--.*?-->", r"<metadata>.*?</metadata>"):
+        svg = re.sub(left_out, "", svg, flags=re.DOTALL)
+    return re.sub(r"<[^>]+>", lambda tag: _with_prefix(tag[0], prefix), svg[svg.index("<svg") :])
+
+
+def _drawn(figure: Any) -> str:
     import matplotlib
 
     drawn = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
-    write_atomically(path, described(drawn.getvalue(), title, text).encode())
+    return drawn.getvalue()
+
+
+def _with_prefix(tag: str, prefix: str) -> str:
+    """A tag whose ids, and references to ids, begin with `prefix`."""
+    tag = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}", tag)
+    named = f'aria-labelledby="{prefix}title {prefix}description"'
+    return tag.replace('aria-labelledby="title description"', named)
 
 
 def described(svg: str, title: str, text: str) -> str:
-    """An SVG with a title, a text in place of it, and dark colours for dark backgrounds."""
+    """An SVG with a title, a text in place of it, and dark colours for dark screens."""
     start = svg.index("<svg")
     end = svg.index(">", start)
     rules = "".join(
@@ -58,7 +82,7 @@ def described(svg: str, title: str, text: str) -> str:
             ' role="img" aria-labelledby="title description">\n',
             f' <title id="title">{escape(title)}</title>\n',
             f' <desc id="description">{escape(text)}</desc>\n',
-            f" <style>@media (prefers-color-scheme: dark){{{rules}}}</style>",
+            f" <style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>",
             svg[end + 1 :],
         ]
     )

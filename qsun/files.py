@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qsun.errors import OutputError
+from qsun.errors import OutputError, bullet_list
 
 GIB = 1024**3
 
@@ -101,6 +101,20 @@ def refuse_used_folder(folder: Path) -> None:
         raise OutputError(
             f"output {folder} already exists and is not an empty folder.\n"
             "Choose another --out, or remove it yourself: qsun never overwrites."
+        )
+
+
+def refuse_used_files(paths: Iterable[Path]) -> None:
+    """Raise `OutputError`, with all that is wrong, unless every path is free in a folder."""
+    problems = []
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            problems.append(f"{path} already exists: choose another name, or remove it yourself")
+        elif not path.parent.is_dir():
+            problems.append(f"{path.parent} is no folder: make it, or choose another")
+    if problems:
+        raise OutputError(
+            f"nothing was written, and qsun never overwrites:\n{bullet_list(problems)}"
         )
 
 

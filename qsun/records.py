@@ -74,16 +74,25 @@ def read_record(path: Path, kind: str) -> Record:
     Raises:
         QsunError: unreadable, of another kind, or of a schema this version does not know.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        record = Record(**value)
-    except (OSError, ValueError, TypeError) as error:
-        raise QsunError(f"{path} is not a qsun record: {error}") from error
+    record = open_record(path)
     if record.schema != SCHEMA or record.kind != kind:
         raise QsunError(
             f"{path} is a {record.kind} of schema {record.schema}, not a {kind} of schema {SCHEMA}"
         )
     return record
+
+
+def open_record(path: Path) -> Record:
+    """Read a record of whatever kind and schema.
+
+    Raises:
+        QsunError: unreadable, or no record.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**value)
+    except (OSError, ValueError, TypeError) as error:
+        raise QsunError(f"{path} is not a qsun record: {error}") from error
 
 
 def command_line() -> str:

@@ -255,6 +255,9 @@ def test_floors_that_are_met_change_nothing(
     )
     found = evaluated(bundle, "--tasks", "math.sums", "--floor", path, out=tmp_path / "out")
     assert found["values"]["math.sums"] == result["values"]["math.sums"]
+    assert [one["accuracy"] for one in found["floors"]] == [0.625, None]
+    assert (found["floors"][1]["of"], found["floors"][1]["ratio"]) == ("base", 1.0)
+    assert result["floors"] == []
 
 
 def test_missed_floors_are_all_named_unrounded_beside_a_whole_scorecard(

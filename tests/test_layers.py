@@ -17,10 +17,14 @@ STAGES = (
     "serve",
     "bench",
     "simulate",
+    "report",
 )
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "files", "progress", "quiet", "figures"),
-    ("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
+    (
+        *("settings", "config", "records", "kv_layout", "autoawq", "sources", "scheme"),
+        "layer_picture",
+    ),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
         *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),

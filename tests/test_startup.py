@@ -31,7 +31,15 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["quantize", "--help"], ["inspect", "--help"], ["simulate", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["quantize", "--help"],
+        ["bench", "--help"],
+        ["simulate", "--help"],
+        ["report", "--help"],
+        ["inspect", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (

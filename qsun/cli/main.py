@@ -46,6 +46,10 @@ COMMANDS = {
         "qsun.cli.simulate",
         "Plan pools larger than those at hand, by measured latency curves.",
     ),
+    "report": (
+        "qsun.cli.report",
+        "Show all that is recorded of a bundle as one page.",
+    ),
     "doctor": ("qsun.cli.doctor", "Say what is missing on this machine, and what mends it."),
     "inspect": ("qsun.cli.inspect", "Say what a model or checkpoint is."),
 }

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def _evaluate(prepared: PreparedEvaluation, base: Path, kept: Path, asking: Any)
         "served": request.served is not None,
         "boundary": subject.boundary,
         "warnings": warnings,
+        "floors": [asdict(one) for one in prepared.floors],
         "modules": json.loads((kept / IDENTITY).read_text(encoding="utf-8"))["modules"],
         "tpot": _tpot(prepared, base),
     }

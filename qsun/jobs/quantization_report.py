@@ -13,7 +13,7 @@ from qsun.calibrate.samples import SampleSet
 from qsun.files import write_atomically
 from qsun.jobs.block_walk import pieces_of
 from qsun.jobs.prepare import Prepared
-from qsun.quantize.picture import write_picture
+from qsun.layer_picture import write_picture
 from qsun.quantize.report import report
 from qsun.records import PICTURE, REPORT
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from qsun.layer_picture import by_kind
 from qsun.quantize.coverage_tables import coverage_section
-from qsun.quantize.picture import by_kind
 from qsun.quantize.reasons import FACTORS, SHARE, Reason, typical, worst_layers
 from qsun.quantize.tables import UNKNOWN, error_text, markdown_table, percent
 

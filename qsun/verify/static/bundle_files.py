@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from qsun.bundle import LATER_FOLDERS, LATER_RECORDS, MANIFEST, Manifest
+from qsun.bundle import LATER_FOLDERS, LATER_RECORDS, MANIFEST, REPORTS, Manifest
 from qsun.errors import IncompatibleError, ModelError
 from qsun.files import GIB, sha256_file, size
 from qsun.progress import track
@@ -161,7 +161,8 @@ def _maps_code(path: Path) -> bool:
 
 
 def _later(name: str) -> bool:
-    return name == MANIFEST or name in LATER_RECORDS or name.startswith(LATER_FOLDERS)
+    later = (MANIFEST, *LATER_RECORDS, *REPORTS)
+    return name in later or name.startswith(LATER_FOLDERS)
 
 
 def _plain(name: str) -> bool:

@@ -17,11 +17,21 @@ FOUND, ROUNDED = "quantized", "round-to-nearest"
 
 def write_picture(name: str, layers: Sequence[Mapping[str, Any]], path: Path) -> str:
     """Draw the layers of a record's `quantization` into an SVG; gives the text in place of it."""
+    text = description(layers, by_kind(layers))
+    write_svg(layer_figure(name, layers), path, title_of(name), text)
+    return text
+
+
+def title_of(name: str) -> str:
+    """The title of a quantization's picture."""
+    return f"{name}: error of each quantized layer"
+
+
+def layer_figure(name: str, layers: Sequence[Mapping[str, Any]]) -> Any:
+    """The figure itself."""
     import matplotlib
 
     kinds = by_kind(layers)
-    title = f"{name}: error of each quantized layer"
-    text = description(layers, kinds)
     columns = min(COLUMNS, len(kinds))
     rows = -(-len(kinds) // columns)
     with matplotlib.rc_context(STYLE):
@@ -36,12 +46,11 @@ def write_picture(name: str, layers: Sequence[Mapping[str, Any]], path: Path) ->
             axes.set_visible(False)
             above.tick_params(labelbottom=True)
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.suptitle(title)
+        figure.suptitle(title_of(name))
         figure.supxlabel("block")
         figure.supylabel("relative output error, %")
         figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
-    write_svg(figure, path, title, text)
-    return text
+    return figure
 
 
 def _panel(axes: Any, kind: str, layers: Sequence[Mapping[str, Any]]) -> None:
