@@ -2,21 +2,17 @@
 
     python -m tests.simulator_check RECORD BUNDLE [--rates 1,2] [--users 1,4] [--seconds 60]
 
-One prefill and one decode worker of real vLLM, each on a processor core of its own, as workers on
-GPUs have theirs; SmolLM2's bundle has both tasks on one prefill worker. `qsun bench` measures the
-curves and then the loads, `qsun simulate` gets the curves alone, and the same requests.
+One prefill and one decode worker of real vLLM; on processors they share the cores, which the
+simulator does not know. SmolLM2's bundle has both tasks on one prefill worker. `qsun bench`
+measures the curves and then the loads; `qsun simulate` gets the curves alone, and the same requests.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from qsun.bench.curves import CurveConfig
 from qsun.bench.serving import served
@@ -45,7 +41,6 @@ def main() -> None:
     parser.add_argument("--users", default="1,4")
     parser.add_argument("--seconds", type=float, default=60)
     asked = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
     settings = BenchConfig(
         rates=tuple(map(float, filter(None, asked.rates.split(",")))),
         concurrency=tuple(map(int, filter(None, asked.users.split(",")))),
@@ -57,7 +52,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with served(asked.bundle.absolute(), ["--decode", "1"]) as url:
-            pin_workers()
             request = Request(url)
             curves = run_curves(request, CURVES, folder / "latency.json", 0).result
             measured = run_bench(request, settings, folder / "bench", False).result
@@ -66,21 +60,6 @@ def main() -> None:
     new_record("simulator-check", settings, settings.seed, result).write(asked.record)
     for one in found:
         announce(f"{one['load']}: {one['simulated_of_measured']}")
-
-
-def pin_workers() -> None:
-    """Each worker's threads on a core of its own, in the order of their process numbers."""
-    workers = sorted(worker_processes(), key=lambda one: one.pid)
-    for core, worker in enumerate(workers):
-        for thread in worker.threads():
-            os.sched_setaffinity(thread.id, {core})
-
-
-def worker_processes() -> Iterator[psutil.Process]:
-    """vLLM's servers below this process."""
-    for child in psutil.Process().children(recursive=True):
-        if "--kv-transfer-config" in child.cmdline():
-            yield child
 
 
 def compared(point: dict[str, Any], measured: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from qsun.progress import announce
 from qsun.workload import Request
 
 PREFILL, HAND_OFF = "qsun_prefill_seconds", "qsun_hand_off_seconds"
-LONGER = 4  # times as many tokens where requests were not at work together for long enough
-ATTEMPTS = 3
+LONGER = 2  # times as many tokens where requests were not at work together for long enough
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
