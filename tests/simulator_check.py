@@ -4,7 +4,7 @@
 
 One prefill and one decode worker of real vLLM; on processors they share the cores, which the
 simulator does not know. SmolLM2's bundle has both tasks on one prefill worker. `qsun bench`
-measures the curves and then the loads; `qsun simulate` gets the curves alone, and the same requests.
+measures the curves and then the loads; `qsun simulate` gets the curves, and the same requests.
 """
 
 from __future__ import annotations
