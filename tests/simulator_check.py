@@ -26,9 +26,7 @@ from qsun.simulate.config import LayoutConfig, SimulateConfig
 from qsun.workload import Workload
 
 PROMPT, OUTPUT = "uniform:16:96", "uniform:16:64"
-CURVES = CurveConfig(
-    batches=(1, 2, 3, 4, 6, 8), contexts=(64, 160), prompts=(16, 64, 96), steps=24, rounds=3
-)
+CURVES = CurveConfig(batches=(1, 2, 3, 4), contexts=(96,), prompts=(16, 56, 96), steps=24, rounds=5)
 COMPARED = {"tokens_per_s": None, "tpot_s": "mean", "ttft_s": "mean", "request_s": "mean"}
 
 

@@ -31,8 +31,9 @@ ATTEMPTS = 5
 class CurveConfig:
     """What is measured: TPOT at `batches` x `contexts`, prefill of `prompts` tokens.
 
-    A batch's requests are at work together for `steps` tokens at least, `rounds` times; prompts are
-    read `rounds` times, one after another.
+    A batch's requests are at work together for half of `steps` tokens at least, `rounds` times, and
+    prompts are read as often, one after another. All points are measured once before any a second
+    time, so that a machine that becomes slower or faster bends no curve; a first round warms up.
     """
 
     batches: tuple[int, ...] = field(default=(1, 2, 4, 8), metadata={"minimum": 1})
@@ -60,20 +61,55 @@ async def measure_curves(target: Target, settings: CurveConfig, seed: int) -> di
         headers=target.headers,
     ) as session:
         curves = _Curves(session, target, settings, seed)
-        tpot = [
-            await curves.tpot(batch, context)
+        points = [
+            _Point(batch, context, 2 * settings.steps)
             for context, batch in product(settings.contexts, settings.batches)
         ]
-        prefill = [await curves.prefill(tokens) for tokens in settings.prompts]
+        read: dict[int, list[tuple[float, float]]] = {tokens: [] for tokens in settings.prompts}
+        for number in range(settings.rounds + 1):
+            announce(f"round {number} of {settings.rounds}" if number else "warming up")
+            for point in points:
+                gaps = await curves.gaps(point)
+                point.gaps += gaps if number else []
+            for tokens, spent in read.items():
+                one = await curves.prefill(tokens)
+                spent += [one] if number else []
+    tpot = [
+        {
+            "format": target.decode,
+            "batch": point.batch,
+            "context_tokens": point.prompt + point.output // 2,
+            "tpot_s": median(point.gaps),
+        }
+        for point in points
+    ]
     # The first token takes a decode step, too.
-    alone_s = min(one["tpot_s"] for one in tpot)
+    alone_s = min(median(point.gaps) for point in points)
+    hand_off_s = median(one[1] for spent in read.values() for one in spent)
     return {
         "bundle": target.bundle,
         "decode": target.decode,
         "tpot": tpot,
-        "prefill": [{"prompt_tokens": one[0], "seconds": one[1]} for one in prefill],
-        "hand_off_s": max(0.0, median(one[2] for one in prefill) - alone_s),
+        "prefill": [
+            {"prompt_tokens": tokens, "seconds": median(one[0] for one in spent)}
+            for tokens, spent in read.items()
+        ],
+        "hand_off_s": max(0.0, hand_off_s - alone_s),
     }
+
+
+@dataclass
+class _Point:
+    """A batch at a context: answers of `output` tokens, around whose middle the context lies."""
+
+    batch: int
+    context: int
+    output: int
+    gaps: list[float] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> int:
+        return max(2, self.context - self.output // 2)
 
 
 class _Curves:
@@ -83,43 +119,30 @@ class _Curves:
         self._session, self._target, self._settings = session, target, settings
         self._client = Client(session, target.url, time.perf_counter, seed)
 
-    async def tpot(self, batch: int, context: int) -> dict[str, Any]:
-        """Time per output token while `batch` requests of about `context` tokens are at work."""
-        steps = self._settings.steps
-        announce(f"TPOT of {batch} at once, {context} tokens before them")
-        output = 2 * steps
+    async def gaps(self, point: _Point) -> list[float]:
+        """Seconds between tokens while all of a batch were answered; longer answers where few."""
         for _ in range(ATTEMPTS):
-            prompt = max(2, context - output // 2)
-            gaps: list[float] = []
-            for _ in range(self._settings.rounds):
-                answers = await self._at_once(batch, prompt, output)
-                gaps += gaps_together(answers)
-            if len(gaps) >= batch * steps * self._settings.rounds // 2:
-                return {
-                    "format": self._target.decode,
-                    "batch": batch,
-                    "context_tokens": prompt + output // 2,
-                    "tpot_s": float(np.median(gaps)),
-                }
-            output *= LONGER
+            answers = await self._at_once(point.batch, point.prompt, point.output)
+            found = gaps_together(answers)
+            if len(found) >= point.batch * self._settings.steps // 2:
+                return found
+            point.output *= LONGER
+            point.gaps.clear()
         raise ServingEnvironmentError(
-            f"{batch} requests of {prompt} + {output} tokens were hardly at work together: "
-            "their prompts are read more slowly than they are answered"
+            f"{point.batch} requests of {point.prompt} + {point.output} tokens were hardly at work "
+            "together: their prompts are read more slowly than they are answered"
         )
 
-    async def prefill(self, tokens: int) -> tuple[int, float, float]:
-        """Of a prompt alone: tokens, the prefill worker's seconds, and those of the hand-off."""
-        announce(f"prefill of {tokens} tokens")
-        await self._at_once(1, tokens, 2)
+    async def prefill(self, tokens: int) -> tuple[float, float]:
+        """Of a prompt alone: the prefill worker's seconds, and those of the hand-off."""
         before = await self._totals()
-        for _ in range(self._settings.rounds):
-            await self._at_once(1, tokens, 2)
+        await self._at_once(1, tokens, 2)
         after = await self._totals()
-        spent = [
+        found = [
             (after[name][0] - before[name][0]) / (after[name][1] - before[name][1])
             for name in (PREFILL, HAND_OFF)
         ]
-        return tokens, spent[0], spent[1]
+        return found[0], found[1]
 
     async def _at_once(self, batch: int, prompt: int, output: int) -> Sequence[Answer]:
         tasks = self._target.tasks
