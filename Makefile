@@ -13,7 +13,8 @@ MAIN_TORCH = --torch-backend auto
 SERVING_TORCH = --torch-backend cpu
 endif
 
-.PHONY: setup bubblewrap chromium demo test lint types check interop overhead peers records lock clean
+.PHONY: setup bubblewrap chromium demo test lint types check interop overhead peers records loads \
+  lock clean
 
 setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap chromium
 
@@ -153,6 +154,34 @@ records: setup
 	$(BIN)/python -m tests.length_drift_curve exports/records/bundle \
 	  docs/records/length-drift.json exports/records/w4 exports/records/w3
 	$(BIN)/python docs/readme_table.py
+
+# Load on the three systems, on this machine's processors, after `make records`: what the tools show,
+# and how near the simulator comes. Decode workers share the cores here, so that pooling gains nothing.
+CURVES = --curves --decode 1 --set 'batches=[1,2,3,4]' --set 'contexts=[96]' \
+  --set 'prompts=[16,56,96]' --set steps=24
+LOAD = --rate 0.5 --alpha 0,3 --decode 2 --set seconds=20 --set repeats=2 \
+  --set prompt_tokens=fixed:56 --set output_tokens=fixed:32 --set ttft_s=2 --set tpot_s=0.1
+loads: setup
+	rm -rf exports/loads && mkdir -p exports/loads
+	[ -d exports/records/sun ] || { $(BIN)/qsun export configs/smollm2-135m-bundle.yaml \
+	  --out exports/records/sun --set export.decode=../exports/records/bundle/base && \
+	  $(BIN)/qsun verify exports/records/sun; }
+	$(BIN)/python -m tests.simulator_check docs/records/simulator-check.json exports/records/sun \
+	  --seconds 45 --rates 0.5,1 --users 1,3
+	$(BIN)/qsun bench exports/records/sun $(CURVES) --out exports/loads/latency-sun.json
+	$(BIN)/qsun bench exports/records/bundle $(CURVES) --out exports/loads/latency-qsun.json
+	$(BIN)/qsun bench exports/records/sun $(LOAD) --policy isolated --out exports/loads/isolated
+	$(BIN)/qsun bench exports/records/sun $(LOAD) --out exports/loads/sun
+	$(BIN)/qsun bench exports/records/bundle $(LOAD) --out exports/loads/qsun
+	$(BIN)/qsun simulate exports/loads/latency-sun.json exports/loads/latency-qsun.json \
+	  --ask fleet --tasks 8 --rate 8 --prompt fixed:56 --output fixed:32 --ttft-p99 2 \
+	  --tpot-p99 0.1 --set 'fleet.alphas=[0,1,3]' --out exports/loads/fleet.json
+	mkdir -p docs/records/loads
+	for system in isolated sun qsun; do \
+	  cp exports/loads/$$system/bench.json docs/records/loads/bench-$$system.json || exit 1; \
+	done
+	cp exports/loads/latency-sun.json exports/loads/latency-qsun.json exports/loads/fleet.json \
+	  docs/records/loads
 
 # New pins from pyproject.toml and requirements/serving.in.
 # The local part of torch's version (+cpu) is left to each machine, CUDA's libraries to torch.
