@@ -16,6 +16,7 @@ import drift_table
 import engines_table
 import overhead_table
 import peers_table
+import simulator_table
 import speed_table
 import systems_table
 import verdict_table
@@ -103,6 +104,7 @@ def rendered(readme: str) -> str:
         "engines_table": engines_table.table(),
         "ablation_table": ablation_table.table(),
         "peers_table": peers_table.table(),
+        "simulator_table": simulator_table.table(),
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),
         "verdict_table": verdict_table.table(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,25 @@ def isolated(
 ) -> Iterator[Serving]:
     """Another router over SUN's workers, each decode worker one task's own."""
     folder = tmp_path_factory.mktemp("isolated")
+    with router_over(sun, full_precision, folder, policy="isolated") as running:
+        yield running
+
+
+@contextmanager
+def router_over(
+    sun: Serving, bundle: Bundle, folder: Path, policy: str, without: str = ""
+) -> Iterator[Serving]:
+    """A router of its own over SUN's workers, one of them left out if named."""
     workers = folder / "workers.json"
     entries = [
         {name: one[name] for name in ("name", "role", "tasks", "url")}
         for one in sun.workers().values()
+        if one["name"] != without
     ]
     router = {"host": "127.0.0.1", "port": 1}
     workers.write_text(json.dumps({"schema": 1, "router": router, "workers": entries}))
-    options = ("--external", str(workers), "--set", "policy=isolated")
-    with serving(folder, full_precision.folder, *options) as running:
+    options = ("--external", str(workers), "--set", f"policy={policy}")
+    with serving(folder, bundle.folder, *options) as running:
         yield running
 
 
@@ -119,3 +130,37 @@ def test_the_three_systems_take_the_same_load(
     for one in found.values():
         for worker in one["points"][0]["runs"][0]["by_worker"].values():
             assert worker["mean_batch"] >= 1 or not worker["tokens_per_s"]
+
+
+def test_the_simulator_comes_near_what_its_curves_were_measured_on(
+    sun: Serving, full_precision: Bundle, tmp_path: Path
+) -> None:
+    curves, out = tmp_path / "latency.json", tmp_path / "load"
+    lengths = {"prompt_tokens": "fixed:32", "output_tokens": "fixed:32"}
+    with router_over(sun, full_precision, tmp_path, "shared", without="decode-1") as one:
+        measured = run_qsun(
+            *("bench", one.url, "--curves", "--out", curves, "--set", "batches=[1,2]"),
+            *("--set", "contexts=[48]", "--set", "prompts=[16,32]", "--set", "steps=16"),
+            *("--set", "rounds=2"),
+        )
+        assert measured.exit_code == 0, measured.stderr
+        sets = [word for name, form in lengths.items() for word in ("--set", f"{name}={form}")]
+        loaded = run_qsun(
+            *("bench", one.url, "--concurrency", "1", "--out", out, *sets),
+            *("--set", f"seconds={SECONDS}", "--set", "repeats=1"),
+        )
+        assert loaded.exit_code == 0, loaded.stderr
+    asked = run_qsun(
+        *("simulate", curves, "--system", "sun", "--tasks", ",".join(TASKS), "--users", "1"),
+        *("--prompt", lengths["prompt_tokens"], "--output", lengths["output_tokens"]),
+        *("--decode", "1", "--set", "layout.prefill_workers=1", "--json"),
+        *("--set", "layout.shared_prefill=[all]", "--set", f"duration_s={SECONDS}"),
+        *("--set", "warm_up_s=1"),
+    )
+    assert asked.exit_code == 0, asked.stderr
+    simulated = json.loads(asked.stdout)["run"]
+    (run,) = read_record(out / "bench.json", "bench").result["points"][0]["runs"]
+    assert run["failed"] == 0
+    for name, part in (("tpot_s", "mean"), ("ttft_s", "mean"), ("request_s", "mean")):
+        assert simulated[name][part] == pytest.approx(run[name][part], rel=0.35), name
+    assert simulated["tokens_per_s"] == pytest.approx(run["tokens_per_s"], rel=0.35)
