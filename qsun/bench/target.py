@@ -13,6 +13,10 @@ from qsun.errors import ConfigError, ServingEnvironmentError, bullet_list, neare
 TIMEOUT_S = 30.0
 
 
+class NotReady(ConfigError):
+    """Workers that may not be asked yet, or no more."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What one worker has done since it started: tokens generated, and steps of its engine."""
@@ -53,7 +57,8 @@ def find_target(url: str, key: str | None, tasks: Sequence[str]) -> Target:
 
     Raises:
         ServingEnvironmentError: nothing answers there, or no router of qsun's.
-        ConfigError: tasks that it does not serve, or workers that are not ready; names all.
+        ConfigError: tasks that it does not serve; names all.
+        NotReady: not all workers may be asked; names them.
     """
     url = url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -83,7 +88,7 @@ def find_target(url: str, key: str | None, tasks: Sequence[str]) -> Target:
     ready = samples(metrics.text, "qsun_worker_ready")
     waiting = [labels["worker"] for labels, value in ready if not value]
     if waiting:
-        raise ConfigError(f"{url}: not ready yet, or lost: {', '.join(waiting)}")
+        raise NotReady(f"{url}: not ready yet, or lost: {', '.join(waiting)}")
     about = info[0][0]
     return Target(
         url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from qsun.bench.serving import served
 from qsun.bench.settings import BenchConfig
 from qsun.bench.state import BenchState
 from qsun.bench.sweep import Point, points_of, result_of, sweep
-from qsun.bench.target import Target, find_target
+from qsun.bench.target import NotReady, Target, find_target
 from qsun.bundle import read_bundle
 from qsun.errors import ConfigError, Interrupted, OutputError, bullet_list, nearest
 from qsun.files import sha256_file
@@ -23,6 +24,7 @@ from qsun.records import Record, new_record
 from qsun.workload import read_trace
 
 BENCH = "bench.json"
+READY_S, LOOK_S = 900.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,19 @@ def _target(request: Request) -> Iterator[Target]:
         yield find_target(request.subject, key, request.tasks)
         return
     with served(request.bundle, request.layout) as url:
-        yield find_target(url, key, request.tasks)
+        yield _when_ready(url, key, request.tasks)
+
+
+def _when_ready(url: str, key: str | None, tasks: Sequence[str]) -> Target:
+    """The target once all its workers may be asked: `qsun serve` answers from the first one on."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            return find_target(url, key, tasks)
+        except NotReady:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_S)
 
 
 def _identity(request: Request, settings: BenchConfig, target: Target) -> dict[str, Any]:

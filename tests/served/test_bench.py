@@ -87,9 +87,10 @@ def router_over(
         yield running
 
 
-def bench(url: str, out: Path) -> dict[str, Any]:
+def bench(here: Serving, out: Path) -> dict[str, Any]:
     """The result of the one load, all of whose requests were answered."""
-    outcome = run_qsun("bench", url, *LOAD, "--out", out)
+    here.until(dict.fromkeys(here.workers(), "ready"))
+    outcome = run_qsun("bench", here.url, *LOAD, "--out", out)
     assert outcome.exit_code == 0, outcome.stderr
     result = read_record(out / "bench.json", "bench").result
     (run,) = result["points"][0]["runs"]
@@ -115,7 +116,7 @@ def test_the_three_systems_take_the_same_load(
     served: Serving, sun: Serving, isolated: Serving, tmp_path: Path
 ) -> None:
     found = {
-        name: bench(one.url, tmp_path / name)
+        name: bench(one, tmp_path / name)
         for name, one in (("isolated", isolated), ("sun", sun), ("qsun", served))
     }
     assert {name: one["system"] for name, one in found.items()} == {one: one for one in found}
@@ -138,6 +139,7 @@ def test_the_simulator_comes_near_what_its_curves_were_measured_on(
     curves, out = tmp_path / "latency.json", tmp_path / "load"
     lengths = {"prompt_tokens": "fixed:32", "output_tokens": "fixed:32"}
     with router_over(sun, full_precision, tmp_path, "shared", without="decode-1") as one:
+        one.until(dict.fromkeys(one.workers(), "ready"))
         measured = run_qsun(
             *("bench", one.url, "--curves", "--out", curves, "--set", "batches=[1,2]"),
             *("--set", "contexts=[48]", "--set", "prompts=[16,32]", "--set", "steps=16"),
