@@ -141,10 +141,6 @@ records: setup
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
 	cp exports/records/bundle/bundle.json docs/records/smollm2-135m-bundle/bundle.json
-	rm -f docs/example-report.html docs/example-report.md
-	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
-	  docs/records/smollm2-135m-w4.json --out docs/example-report.html \
-	  --markdown docs/example-report.md
 	$(BIN)/python -m tests.served_matrix docs/records/served-matrix.json exports/records/w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w3.yaml --set quantize.bits=2 --out exports/records/w2
 	$(BIN)/python -m tests.served_matrix docs/records/served-bits.json exports/records/w4 \
@@ -161,6 +157,8 @@ CURVES = --curves --decode 1 --set 'batches=[1,2,3,4]' --set 'contexts=[96]' \
   --set 'prompts=[16,56,96]' --set steps=24
 LOAD = --rate 0.5 --alpha 0,3 --decode 2 --set seconds=20 --set repeats=2 \
   --set prompt_tokens=fixed:56 --set output_tokens=fixed:32 --set ttft_s=2 --set tpot_s=0.1
+LOAD_RECORDS = $(addprefix docs/records/loads/,bench-isolated.json bench-sun.json bench-qsun.json \
+  latency-sun.json latency-qsun.json fleet.json)
 loads: setup
 	rm -rf exports/loads && mkdir -p exports/loads
 	[ -d exports/records/sun ] || { $(BIN)/qsun export configs/smollm2-135m-bundle.yaml \
@@ -182,6 +180,11 @@ loads: setup
 	done
 	cp exports/loads/latency-sun.json exports/loads/latency-qsun.json exports/loads/fleet.json \
 	  docs/records/loads
+	rm -f docs/example-report.html docs/example-report.md
+	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
+	  docs/records/smollm2-135m-w4.json $(LOAD_RECORDS) \
+	  --out docs/example-report.html --markdown docs/example-report.md
+	$(BIN)/python docs/readme_table.py
 
 # New pins from pyproject.toml and requirements/serving.in.
 # The local part of torch's version (+cpu) is left to each machine, CUDA's libraries to torch.

@@ -32,6 +32,8 @@ EXAMPLE = (
     "docs/records/smollm2-135m-bundle",
     "docs/records/smollm2-135m-verdict.json",
     "docs/records/smollm2-135m-w4.json",
+    *(f"docs/records/loads/bench-{system}.json" for system in ("isolated", "sun", "qsun")),
+    *(f"docs/records/loads/{name}.json" for name in ("latency-sun", "latency-qsun", "fleet")),
 )
 
 

@@ -141,19 +141,19 @@ def test_the_simulator_comes_near_what_its_curves_were_measured_on(
     with router_over(sun, full_precision, tmp_path, "shared", without="decode-1") as one:
         one.until(dict.fromkeys(one.workers(), "ready"))
         measured = run_qsun(
-            *("bench", one.url, "--curves", "--out", curves, "--set", "batches=[1,2]"),
+            *("bench", one.url, "--curves", "--out", str(curves), "--set", "batches=[1,2]"),
             *("--set", "contexts=[48]", "--set", "prompts=[16,32]", "--set", "steps=16"),
             *("--set", "rounds=2"),
         )
         assert measured.exit_code == 0, measured.stderr
         sets = [word for name, form in lengths.items() for word in ("--set", f"{name}={form}")]
         loaded = run_qsun(
-            *("bench", one.url, "--concurrency", "1", "--out", out, *sets),
+            *("bench", one.url, "--concurrency", "1", "--out", str(out), *sets),
             *("--set", f"seconds={SECONDS}", "--set", "repeats=1"),
         )
         assert loaded.exit_code == 0, loaded.stderr
     asked = run_qsun(
-        *("simulate", curves, "--system", "sun", "--tasks", ",".join(TASKS), "--users", "1"),
+        *("simulate", str(curves), "--system", "sun", "--tasks", ",".join(TASKS), "--users", "1"),
         *("--prompt", lengths["prompt_tokens"], "--output", lengths["output_tokens"]),
         *("--decode", "1", "--set", "layout.prefill_workers=1", "--json"),
         *("--set", "layout.shared_prefill=[all]", "--set", f"duration_s={SECONDS}"),
