@@ -13,8 +13,8 @@ from tests.routing import Routed, routed
 
 
 @contextmanager
-def router(tokenizer: Path, **how: Any) -> Iterator[Routed]:
-    """`routed`, while the block runs."""
+def router(tokenizer: Path, ends_after_s: float | None = None, **how: Any) -> Iterator[Routed]:
+    """`routed`, while the block runs, or for `ends_after_s` seconds."""
     found: list[Routed] = []
     ready, ended = Event(), Event()
 
@@ -22,7 +22,7 @@ def router(tokenizer: Path, **how: Any) -> Iterator[Routed]:
         async with routed(tokenizer, **how) as here:
             found.append(here)
             ready.set()
-            await asyncio.to_thread(ended.wait)
+            await asyncio.to_thread(ended.wait, ends_after_s)
 
     thread = Thread(target=lambda: asyncio.run(run()))
     thread.start()

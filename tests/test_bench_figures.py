@@ -56,7 +56,8 @@ def test_summaries_have_students_intervals() -> None:
     assert found["tpot_p99_s"]["mean"] == pytest.approx(0.2)
     assert "ttft_p50_s" not in found
     assert "fairness" not in found
-    assert summary_of(runs[:1])["tokens_per_s"]["interval"] is None
+    for few in (1, 2):
+        assert summary_of(runs[:few])["tokens_per_s"]["interval"] is None
 
 
 def test_fairness_is_jains_index() -> None:

@@ -113,7 +113,13 @@ def test_an_interrupted_bench_says_what_is_missing_and_goes_on(
     out = tmp_path / "b"
     options = ["--rate", "20,30", *SHORT, "--set", "repeats=2", "--out", str(out)]
     command = [sys.executable, "-c", PROGRAM, "bench", here.url, *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test suite run in the background passes on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not (out / "runs" / "rate-30-alpha-0-0.json").exists():
         assert time.monotonic() < deadline
@@ -134,3 +140,17 @@ def test_an_interrupted_bench_says_what_is_missing_and_goes_on(
     assert after["complete"]
     assert after["points"][0]["runs"][0] == record["points"][0]["runs"][0]
     assert [len(point["runs"]) for point in after["points"]] == [2, 2]
+
+
+def test_a_router_that_goes_away_is_said_and_what_is_finished_stays(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "b"
+    with router(tokenizer_folder, ends_after_s=2.5, tokens_per_s=100.0) as here:
+        options = ("--set", "repeats=9", "--out", str(out))
+        outcome = run_qsun("bench", here.url, "--rate", "20", *SHORT, *options)
+    assert outcome.exit_code == 8
+    assert "does not answer any more" in outcome.message
+    assert "--resume" in outcome.message
+    assert (out / "runs" / "rate-20-alpha-0-0.json").exists()
+    assert not (out / "bench.json").exists()

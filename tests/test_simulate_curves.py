@@ -94,12 +94,12 @@ def row(**changes: Any) -> dict[str, Any]:
         ({"tpot": [3]}, "tpot[0]: 3 is no row"),
         ({"tpot": [row(), row()]}, "tpot of W4A16, batch 2: 128 tokens, more than once"),
         (
-            {"tpot": [row(), row(batch=4, tpot_s=0.006)]},
-            "tpot of W4A16, 128 tokens: batch 4 takes 0.006 s, less than 2 (0.007 s)",
+            {"tpot": [row(), row(batch=4, tpot_s=0.005)]},
+            "tpot of W4A16, 128 tokens: batch 4 takes 0.005 s, less than 2 (0.007 s)",
         ),
         (
-            {"tpot": [row(), row(context_tokens=256, tpot_s=0.006)]},
-            "tpot of W4A16, batch 2: 256 tokens takes 0.006 s, less than 128 (0.007 s)",
+            {"tpot": [row(), row(context_tokens=256, tpot_s=0.005)]},
+            "tpot of W4A16, batch 2: 256 tokens takes 0.005 s, less than 128 (0.007 s)",
         ),
         (
             {"prefill": [{"prompt_tokens": n, "seconds": 1 / n} for n in (8, 16)]},

@@ -34,6 +34,8 @@ class CurveConfig:
     A batch's requests are at work together for half of `steps` tokens at least, `rounds` times, and
     prompts are read as often, one after another. All points are measured once before any a second
     time, so that a machine that becomes slower or faster bends no curve; a first round warms up.
+    Where prompts are read too slowly for a batch to come together, answers become longer: a row's
+    `mean_context_tokens` then are more than the `context_tokens` that were asked for.
     """
 
     batches: tuple[int, ...] = field(default=(1, 2, 4, 8), metadata={"minimum": 1})
@@ -78,7 +80,8 @@ async def measure_curves(target: Target, settings: CurveConfig, seed: int) -> di
         {
             "format": target.decode,
             "batch": point.batch,
-            "context_tokens": point.prompt + point.output // 2,
+            "context_tokens": point.context,
+            "mean_context_tokens": point.prompt + point.output // 2,
             "tpot_s": median(point.gaps),
         }
         for point in points

@@ -7,11 +7,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import aiohttp
 
 from qsun.bench.client import Answer, Client
 from qsun.bench.target import Target, Work, work_of
+from qsun.errors import ServingEnvironmentError
 from qsun.progress import bar
 from qsun.workload import Request, Workload, closed_loop, open_loop
 
@@ -38,8 +40,20 @@ async def drive(
     Before it, every task is asked `warmup` times, one after another, which is not counted.
 
     Raises:
-        aiohttp.ClientError: the router does not tell its workers' counters any more.
+        ServingEnvironmentError: the router does not tell its workers' counters any more.
     """
+    try:
+        return await _drive(target, load, seconds, seed, warmup)
+    except aiohttp.ClientError as error:
+        raise ServingEnvironmentError(
+            f"{target.url} does not answer any more: {error!r}. What is finished stays: once it is "
+            "served again, the same command with --resume goes on"
+        ) from error
+
+
+async def _drive(
+    target: Target, load: Workload | Sequence[Request], seconds: float, seed: int, warmup: int
+) -> Run:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None),
@@ -115,13 +129,17 @@ async def _looking(
             response.raise_for_status()
             found.append((clock(), work_of(await response.text())))
 
-    async def look_on() -> None:
+    async def look_on() -> NoReturn:
         while True:
             await look()
             await asyncio.sleep(LOOK_S)
 
-    async with asyncio.TaskGroup() as group:
-        looking = group.create_task(look_on())
+    looking = asyncio.create_task(look_on())
+    try:
         yield found
+    finally:
         looking.cancel()
+        (ended,) = await asyncio.gather(looking, return_exceptions=True)
+    if not isinstance(ended, asyncio.CancelledError):
+        raise ended
     await look()

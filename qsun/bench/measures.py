@@ -32,7 +32,7 @@ SUMMARIZED = {
     "interactivity_p50_tokens_per_s": ("interactivity_tokens_per_s", "p50"),
     "fairness": ("fairness",),
 }
-CONFIDENCE = 0.95
+CONFIDENCE, LEAST_RUNS = 0.95, 3
 
 
 def measures_of(run: Run, target: Target, settings: BenchConfig) -> dict[str, Any]:
@@ -76,7 +76,10 @@ def measures_of(run: Run, target: Target, settings: BenchConfig) -> dict[str, An
 
 
 def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over a point's runs, with Student's 95 % intervals where there are several."""
+    """Means over a point's runs, with Student's 95 % intervals from three runs on.
+
+    Two runs' would be 13 times as wide as they are apart.
+    """
     found = {}
     for name, path in SUMMARIZED.items():
         values = [value for run in runs if (value := _at(run, path)) is not None]
@@ -84,7 +87,7 @@ def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             continue
         mean = float(np.mean(values))
         interval = None
-        if len(values) > 1:
+        if len(values) >= LEAST_RUNS:
             half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
             interval = [mean - float(half), mean + float(half)]
         found[name] = {"mean": mean, "interval": interval}

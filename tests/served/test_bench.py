@@ -16,18 +16,17 @@ import yaml
 
 from qsun.bundle import Bundle, read_bundle
 from qsun.records import read_record
-from qsun.workload import Workload, open_loop, zipf_shares
 from tests.bundles import write_passed_verdict
 from tests.command import run_qsun
 from tests.served.conftest import REFERENCE, ROOT, TASKS
 from tests.serving import Serving, serving
 
-RATE, ALPHA, SECONDS, OUTPUT = 2.5, 3.0, 12, 16
+USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 10, 16
 LOAD = (
-    *("--rate", f"{RATE}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
+    *("--concurrency", f"{USERS}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
     *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "prompt_tokens=fixed:48"),
-    *("--set", f"output_tokens=fixed:{OUTPUT}", "--set", "warmup=1", "--set", "ttft_s=10"),
-    *("--set", "tpot_s=1"),
+    *("--set", f"output_tokens=fixed:{OUTPUT}", "--set", "warmup=1", "--set", "ttft_s=100"),
+    *("--set", "tpot_s=10"),
 )
 
 
@@ -97,19 +96,16 @@ def bench(here: Serving, out: Path) -> dict[str, Any]:
     assert run["failed"] == 0
     assert run["answered"] == run["sent"]
     assert run["goodput_per_s"] == pytest.approx(run["request_rate_per_s"])
-    asked = Workload(rate_per_s=RATE, alpha=ALPHA, output_tokens=f"fixed:{OUTPUT}")
-    due = [one.at_s for one in open_loop(asked, TASKS, SECONDS, 0)]
-    begin, end = run["window_s"]
-    assert run["sent"] == pytest.approx(sum(begin <= at_s < end for at_s in due), abs=1)
+    assert run["answered"] >= USERS
     assert 0 < run["tpot_s"]["p50"] < run["request_s"]["p50"] / OUTPUT
     return result
 
 
-def shares(result: dict[str, Any]) -> list[float]:
-    """Each decode worker's part of all tokens, the largest first."""
-    workers = result["points"][0]["runs"][0]["by_worker"]
-    tokens = sorted((one["tokens_per_s"] for one in workers.values()), reverse=True)
-    return [one / sum(tokens) for one in tokens]
+def largest_share(result: dict[str, Any], of: str) -> float:
+    """The part of all tokens that the busiest decode worker, or task, had."""
+    (run,) = result["points"][0]["runs"]
+    tokens = [one["tokens_per_s"] for one in run[of].values()]
+    return float(max(tokens) / sum(tokens))
 
 
 def test_the_three_systems_take_the_same_load(
@@ -123,11 +119,12 @@ def test_the_three_systems_take_the_same_load(
     assert {one["workers"]["decode"] for one in found.values()} == {2}
     assert found["sun"]["decode"] == found["isolated"]["decode"] == "bfloat16"
     assert found["qsun"]["decode"].startswith("W4A16")
+    for one in found.values():
+        assert largest_share(one, "by_task") > 0.75
     # Isolated, a worker is as busy as its task; shared, the tasks' skew is no skew of the workers.
-    expected = zipf_shares(len(TASKS), ALPHA)[0]
-    assert shares(found["isolated"])[0] == pytest.approx(expected, abs=0.12)
+    assert largest_share(found["isolated"], "by_worker") > 0.75
     for name in ("sun", "qsun"):
-        assert shares(found[name])[0] < 0.7
+        assert largest_share(found[name], "by_worker") < 0.65
     for one in found.values():
         for worker in one["points"][0]["runs"][0]["by_worker"].values():
             assert worker["mean_batch"] >= 1 or not worker["tokens_per_s"]
