@@ -17,7 +17,7 @@ from tests.benching import router
 from tests.command import run_qsun
 from tests.routing import Routed
 
-TOKENS_PER_S, OUTPUT, SECONDS = 50.0, 10, 2.0
+TOKENS_PER_S, OUTPUT, SECONDS = 50.0, 10, 1.5
 SHORT = (
     *("--set", "prompt_tokens=fixed:20", "--set", f"output_tokens=fixed:{OUTPUT}"),
     *("--set", f"seconds={SECONDS:g}", "--set", "repeats=1", "--set", "warmup=1"),
@@ -52,7 +52,7 @@ def test_an_open_loop_keeps_its_schedule_and_finds_the_workers_pace(
     (run,) = point["runs"]
     made = requests_of(tmp_path / "b", "rate-20-alpha-0-0")
     assert [one["at_s"] for one in made] == pytest.approx([(n + 1) / 20 for n in range(len(made))])
-    assert len(made) in (39, 40)
+    assert len(made) in (29, 30)
     assert all(0 <= one["sent_s"] - one["at_s"] < 0.1 for one in made)
     assert all(len(one["token_s"]) == OUTPUT for one in made)
     assert run["failed"] == 0
@@ -77,7 +77,7 @@ def test_users_of_a_closed_loop_ask_again_once_answered(here: Routed, tmp_path: 
     result = bench(here, tmp_path / "b", "--concurrency", "6")
     (run,) = result["points"][0]["runs"]
     made = requests_of(tmp_path / "b", "users-6-alpha-0-0")
-    for at_s in (0.5, 1.0, 1.5):
+    for at_s in (0.4, 0.8, 1.2):
         assert sum(one["sent_s"] <= at_s < one["ended_s"] for one in made) == 6
     assert run["steady"]
     batches = [one["mean_batch"] for one in run["by_worker"].values()]

@@ -54,9 +54,9 @@ def workplace(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("configs", "calib"):
         shutil.copytree(ROOT / name, folder / name)
     for shipped, quick, samples in (
-        ("math-tools", "quick-calibration", ("32", "8")),
-        ("math-tools-served", "quick-served", ("128", "16")),
-        ("heldout", "quick-heldout", ("64", "32")),
+        ("math-tools", "quick-calibration", ("32", "4")),
+        ("math-tools-served", "quick-served", ("128", "12")),
+        ("heldout", "quick-heldout", ("64", "12")),
     ):
         text = (folder / "calib" / f"{shipped}.yaml").read_text(encoding="utf-8")
         shorter = text.replace(f"samples: {samples[0]}", f"samples: {samples[1]}")

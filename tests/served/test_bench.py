@@ -21,7 +21,7 @@ from tests.command import run_qsun
 from tests.served.conftest import REFERENCE, ROOT, TASKS
 from tests.serving import Serving, serving
 
-USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 10, 16
+USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 6, 16
 LOAD = (
     *("--concurrency", f"{USERS}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
     *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "prompt_tokens=fixed:48"),
@@ -138,15 +138,15 @@ def test_the_simulator_comes_near_what_its_curves_were_measured_on(
     with router_over(sun, full_precision, tmp_path, "shared", without="decode-1") as one:
         one.until(dict.fromkeys(one.workers(), "ready"))
         measured = run_qsun(
-            *("bench", one.url, "--curves", "--out", str(curves), "--set", "batches=[1,2]"),
+            *("bench", one.url, "--curves", "--out", str(curves), "--set", "batches=[1]"),
             *("--set", "contexts=[48]", "--set", "prompts=[16,32]", "--set", "steps=16"),
-            *("--set", "rounds=2"),
+            *("--set", "rounds=1"),
         )
         assert measured.exit_code == 0, measured.stderr
         sets = [word for name, form in lengths.items() for word in ("--set", f"{name}={form}")]
         loaded = run_qsun(
             *("bench", one.url, "--concurrency", "1", "--out", str(out), *sets),
-            *("--set", f"seconds={SECONDS}", "--set", "repeats=1"),
+            *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "warmup=1"),
         )
         assert loaded.exit_code == 0, loaded.stderr
     asked = run_qsun(
