@@ -50,7 +50,7 @@ def losses(
 
 
 def test_suns_math_prefill_reads_through_the_base_decoder(smollm2_base: Path) -> None:
-    sun, naive, alone = losses(smollm2_base, "math", "seen", 24, ("math", "math-full-ft", None))
+    sun, naive, alone = losses(smollm2_base, "math", "seen", 12, ("math", "math-full-ft", None))
     assert sun < 0.25 * naive
     assert naive < alone
 
@@ -62,6 +62,6 @@ def test_suns_tools_prefill_reads_through_the_base_decoder(smollm2_base: Path) -
 
 
 def test_suns_code_prefill_reads_through_the_base_decoder(smollm2_base: Path) -> None:
-    sun, other, alone = losses(smollm2_base, "code", "humaneval", 8, ("code", "math", None))
+    sun, other, alone = losses(smollm2_base, "code", "humaneval", 6, ("code", "math", None))
     assert sun < 0.9 * alone
     assert sun < other

