@@ -21,7 +21,7 @@ from tests.command import run_qsun
 from tests.served.conftest import REFERENCE, ROOT, TASKS
 from tests.serving import Serving, serving
 
-USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 5, 16
+USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 8, 16
 LOAD = (
     *("--concurrency", f"{USERS}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
     *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "prompt_tokens=fixed:48"),
@@ -120,9 +120,9 @@ def test_the_three_systems_take_the_same_load(
     assert found["sun"]["decode"] == found["isolated"]["decode"] == "bfloat16"
     assert found["qsun"]["decode"].startswith("W4A16")
     for one in found.values():
-        assert largest_share(one, "by_task") > 0.75
+        assert largest_share(one, "by_task") > 0.65
     # Isolated, a worker is as busy as its task; shared, the tasks' skew is no skew of the workers.
-    assert largest_share(found["isolated"], "by_worker") > 0.75
+    assert largest_share(found["isolated"], "by_worker") > 0.65
     for name in ("sun", "qsun"):
         assert largest_share(found[name], "by_worker") < 0.65
     for one in found.values():
