@@ -14,7 +14,7 @@ SERVING_TORCH = --torch-backend cpu
 endif
 
 .PHONY: setup bubblewrap chromium demo test lint types check interop overhead peers records loads \
-  lock clean
+  example lock clean
 
 setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap chromium
 
@@ -141,6 +141,7 @@ records: setup
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
 	cp exports/records/bundle/bundle.json docs/records/smollm2-135m-bundle/bundle.json
+	$(MAKE) example
 	$(BIN)/python -m tests.served_matrix docs/records/served-matrix.json exports/records/w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w3.yaml --set quantize.bits=2 --out exports/records/w2
 	$(BIN)/python -m tests.served_matrix docs/records/served-bits.json exports/records/w4 \
@@ -180,11 +181,15 @@ loads: setup
 	done
 	cp exports/loads/latency-sun.json exports/loads/latency-qsun.json exports/loads/fleet.json \
 	  docs/records/loads
+	$(MAKE) example
+	$(BIN)/python docs/readme_table.py
+
+# The example page, from records alone.
+example: setup
 	rm -f docs/example-report.html docs/example-report.md
 	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
 	  docs/records/smollm2-135m-w4.json $(LOAD_RECORDS) \
 	  --out docs/example-report.html --markdown docs/example-report.md
-	$(BIN)/python docs/readme_table.py
 
 # New pins from pyproject.toml and requirements/serving.in.
 # The local part of torch's version (+cpu) is left to each machine, CUDA's libraries to torch.

@@ -154,3 +154,14 @@ def test_a_router_that_goes_away_is_said_and_what_is_finished_stays(
     assert "--resume" in outcome.message
     assert (out / "runs" / "rate-20-alpha-0-0.json").exists()
     assert not (out / "bench.json").exists()
+
+
+def test_a_task_that_is_not_answered_is_said_before_the_load(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    with router(tokenizer_folder, tokens_per_s=100.0) as here:
+        for name in ("prefill-0", "prefill-1"):
+            here.workers[name].fault = lambda: "500"
+        message = refused(here.url, 8, tmp_path / "b", "--rate", "5", *SHORT)
+    assert "does not answer math: status 503" in message
+    assert list((tmp_path / "b" / "runs").iterdir()) == []

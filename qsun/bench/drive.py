@@ -18,7 +18,7 @@ from qsun.progress import bar
 from qsun.workload import Request, Workload, closed_loop, open_loop
 
 LOOK_S = 0.5  # between two looks at the workers' counters
-WARMUP = {"at_s": 0.0, "prompt_tokens": 32, "output_tokens": 8}
+WARMUP_PROMPT, WARMUP_OUTPUT = 32, 8  # tokens
 
 Clock = Callable[[], float]
 
@@ -40,7 +40,8 @@ async def drive(
     Before it, every task is asked `warmup` times, one after another, which is not counted.
 
     Raises:
-        ServingEnvironmentError: the router does not tell its workers' counters any more.
+        ServingEnvironmentError: a task is not answered before the load begins, or the router does
+            not tell its workers' counters any more.
     """
     try:
         return await _drive(target, load, seconds, seed, warmup)
@@ -61,7 +62,9 @@ async def _drive(
     ) as session:
         warm = Client(session, target.url, time.perf_counter, seed)
         for task in target.tasks * warmup:
-            await warm.ask(Request(task=task, **WARMUP))  # type: ignore[arg-type]
+            failure = (await warm.ask(Request(0.0, task, WARMUP_PROMPT, WARMUP_OUTPUT))).failure
+            if failure is not None:
+                raise ServingEnvironmentError(f"{target.url} does not answer {task}: {failure}")
         start = time.perf_counter()
 
         def clock() -> float:

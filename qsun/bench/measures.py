@@ -47,7 +47,7 @@ def measures_of(run: Run, target: Target, settings: BenchConfig) -> dict[str, An
     tokens_per_s = _tokens(run.answers, window) / length_s
     decode, everybody = target.count("decode"), len(target.workers)
     by_task = {
-        task: _of_task([one for one in asked if one.request.task == task], run, window)
+        task: _of_task([one for one in asked if one.request.task == task], window)
         for task in target.tasks
     }
     return {
@@ -104,7 +104,7 @@ def _latencies(answered: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _of_task(asked: Sequence[Answer], run: Run, window: tuple[float, float]) -> dict[str, Any]:
+def _of_task(asked: Sequence[Answer], window: tuple[float, float]) -> dict[str, Any]:
     answered = [one for one in asked if one.failure is None]
     return {
         "sent": len(asked),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -39,7 +40,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Sizing:
+class Sizing(ABC):
     """A decode pool's size, looked at every `look_s`; new workers are ready after `start_s`."""
 
     limits: SizingConfig
@@ -48,9 +49,9 @@ class Sizing:
         """What is wanted, between the least and the most allowed."""
         return min(max(self.wanted(seen), self.limits.least), self.limits.most)
 
+    @abstractmethod
     def wanted(self, seen: Seen) -> int:
         """How many decode workers there should be."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

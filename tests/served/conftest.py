@@ -27,12 +27,17 @@ def bundle(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
     """Exported as a user does."""
     folder = tmp_path_factory.mktemp("served")
     write_decode(smollm2_base, folder / "decode", "compressed-tensors")
+    return exported(smollm2_base, folder / "decode", folder)
+
+
+def exported(base: Path, decode: Path, folder: Path) -> Bundle:
+    """A bundle of both tasks on this decode module, with a verdict."""
     config = {
         "name": "served",
-        "base": {"model": str(smollm2_base)},
+        "base": {"model": str(base)},
         "tasks": [str(ROOT / "calib" / "tasks" / f"{task}.yaml") for task in TASKS],
         "export": {
-            "decode": str(folder / "decode"),
+            "decode": str(decode),
             "prefill": [{"task": task, "module": str(REFERENCE / task)} for task in TASKS],
             "references": 4,
             "max_tokens": 768,

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from qsun.bundle import Bundle, read_bundle
+from qsun.bundle import Bundle
 from qsun.records import read_record
-from tests.bundles import write_passed_verdict
 from tests.command import run_qsun
-from tests.served.conftest import REFERENCE, ROOT, TASKS
+from tests.served.conftest import TASKS, exported
 from tests.serving import Serving, serving
 
 USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 10, 16
@@ -33,23 +31,7 @@ LOAD = (
 @pytest.fixture(scope="module")
 def full_precision(smollm2_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of SUN: the base model decodes."""
-    folder = tmp_path_factory.mktemp("full-precision")
-    config = {
-        "name": "sun",
-        "base": {"model": str(smollm2_base)},
-        "tasks": [str(ROOT / "calib" / "tasks" / f"{task}.yaml") for task in TASKS],
-        "export": {
-            "decode": str(smollm2_base),
-            "prefill": [{"task": task, "module": str(REFERENCE / task)} for task in TASKS],
-            "references": 2,
-            "max_tokens": 768,
-        },
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    outcome = run_qsun("export", folder / "run.yaml", "--out", folder / "bundle")
-    assert outcome.exit_code == 0, outcome.stderr
-    write_passed_verdict(folder / "bundle")
-    return read_bundle(folder / "bundle")
+    return exported(smollm2_base, smollm2_base, tmp_path_factory.mktemp("full-precision"))
 
 
 @pytest.fixture(scope="module")
