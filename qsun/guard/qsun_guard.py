@@ -11,7 +11,8 @@ request, also one that was preempted, without a seal of its own bundle and the w
 and every cache that took longer to fetch than it was promised for. A refused request ends as
 vLLM's own failed transfers do: with an error, before its first token.
 
-Written for vLLM 0.32: `KVConnectorTransferResults.failed_recving` is what fails one request alone.
+Written for vLLM 0.32, whose connectors name the requests that failed, and for 0.26, whose name the
+blocks that were to be filled: a decode worker shares none, so they fail one request alone.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class NixlConnector(Stock):
             self._own_task = str(vllm_config.model_config.served_model_name)
             self._lease_s = float(transfer.get_from_extra_config("kv_lease_duration", 30))
         self._doomed: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: dict[str, list[int]] = {}
         self._deadlines: dict[str, tuple[str, float]] = {}
+        self._awaited: dict[str, list[int]] = {}
+        self._lost_blocks: set[int] = set()
         self._fetched: dict[str, float] = {}
         super().__init__(vllm_config, role, kv_cache_config)
 
@@ -80,7 +83,9 @@ class NixlConnector(Stock):
         """As vLLM's; nothing is fetched for a refused request."""
         if request.request_id in self._doomed:
             # Not before: only what has a block to wait for may fail to come.
-            self._refused.add(request.request_id)
+            self._refused[request.request_id] = [
+                block for group in blocks.get_block_ids() for block in group
+            ]
             return
         if not self._reads_prompts:
             self._note_fetched(request.kv_transfer_params["remote_request_id"])
@@ -89,7 +94,7 @@ class NixlConnector(Stock):
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """Tell the worker's side what was refused."""
         meta = super().build_connector_meta(scheduler_output)
-        meta.qsun_refused, self._refused = self._refused, set()
+        meta.qsun_refused, self._refused = self._refused, {}
         return meta
 
     def request_finished_all_groups(
@@ -157,23 +162,44 @@ class NixlConnector(Stock):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """As vLLM's; keeps until when each cache was promised."""
         meta = self._connector_metadata
-        self._refused |= getattr(meta, "qsun_refused", set())
+        self._refused |= getattr(meta, "qsun_refused", {})
         for request_id, wanted in meta.reqs_to_recv.items():
-            if wanted.awaiting_kvs:
+            if getattr(wanted, "awaiting_kvs", True):
                 until = wanted.remote.blocks_expiry_time
                 self._deadlines[request_id] = wanted.remote.engine_id, until
+                self._awaited[request_id] = [
+                    block for group in wanted.local_block_ids for block in group
+                ]
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """As vLLM's; what was refused or came too late has failed."""
         results = super().get_transfer_results(finished_req_ids)
-        late = {one for one in results.finished_recving if self._is_late(one)}
-        if late:
-            logger.error("qsun: caches that came after their lease: %s", ", ".join(sorted(late)))
-        failed, self._refused = late | self._refused, set()
+        failed = set(self._failed(results.finished_recving))
         results.failed_recving |= failed
         results.finished_recving |= failed
         return results
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
+        """The same where vLLM knows no `get_transfer_results`."""
+        sent, received = super().get_finished(finished_req_ids)
+        failed = self._failed(received)
+        self._lost_blocks.update(block for blocks in failed.values() for block in blocks)
+        return sent, received | set(failed)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """As vLLM's, and what `get_finished` found to have failed."""
+        lost, self._lost_blocks = self._lost_blocks, set()
+        return super().get_block_ids_with_load_errors() | lost
+
+    def _failed(self, received: set[str]) -> dict[str, list[int]]:
+        """The refused and the late, each with the blocks that hold no cache of its prompt."""
+        blocks = {one: self._awaited.pop(one, []) for one in received}
+        late = {one: blocks[one] for one in received if self._is_late(one)}
+        if late:
+            logger.error("qsun: caches that came after their lease: %s", ", ".join(sorted(late)))
+        refused, self._refused = self._refused, {}
+        return late | refused
 
     def _is_late(self, request_id: str) -> bool:
         if request_id not in self._deadlines:
