@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from compressed_tensors.quantization import QuantizationConfig
 
 from qsun.skeleton import skeleton
-from tests.gpu.decode_tpot import FORMATS, Format, shape_config, step_bytes, sweeps
+from tests.gpu.decode_tpot import FORMATS, Format, shape_config, step_bytes, sweeps, weight_bytes
+from tests.gpu.tpot_turns import GPU_SHARE, Engine, Turns, memory_shares, run_turns
 
 SHAPE = "llama-3.1-8b"
 
@@ -30,10 +34,11 @@ def test_a_format_is_one_of_compressed_tensors(one: Format) -> None:
 def test_a_step_reads_every_weight_but_the_embeddings_once() -> None:
     config = shape_config(SHAPE)
     read = skeleton(config).parameters - config["vocab_size"] * config["hidden_size"]
-    full = step_bytes(SHAPE, FORMATS[0], 0, 0)
+    full = weight_bytes(SHAPE, FORMATS[0])
+    assert step_bytes(SHAPE, FORMATS[0], 0, 0) == full
     assert full == pytest.approx(2 * read, rel=1e-4)  # norms aside
     assert step_bytes(SHAPE, FORMATS[0], 4, 1000) - full == 4 * 1000 * 2 * 32 * 8 * 128 * 2
-    four = next(one for one in FORMATS if one.name == "W4A16 symmetric")
+    four = next(one for one in FORMATS if one.name == "W4A16 symmetric, marlin")
     head = 2 * config["vocab_size"] * config["hidden_size"]
     assert step_bytes(SHAPE, four, 0, 0) - head == pytest.approx(
         (full - head) * (4 + 16 / 128) / 16, rel=1e-4
@@ -46,8 +51,55 @@ def test_every_sweep_has_a_model_and_a_place_of_its_own(tmp_path: Path) -> None:
     for one in found:
         config = json.loads((one.write_model() / "config.json").read_text())
         assert config.get("quantization_config") == one.format.quantization()
-        command = one.job("python", "1", "512").command()
-        assert (command[0] == "env") == bool(one.format.disabled)
+        command = one.engine("python", "1", "512").command
+        assert command[command.index("--backend") + 1] == one.format.backend
     assert [
         one.shape for one in sweeps([SHAPE, "qwen3-8b-base"], tmp_path, "qwen3-8b-base-fp8")
     ] == ["qwen3-8b-base"]
+
+
+WORKER = """
+import pathlib, sys, time
+out, others = pathlib.Path(sys.argv[1]), [pathlib.Path(one) for one in sys.argv[2:-3]]
+if out.name == "broken.json":
+    sys.exit("out of memory")
+time.sleep(0.2)
+out.with_suffix(".ready").touch()
+while not out.with_suffix(".go").exists():
+    time.sleep(0.01)
+assert all(one.with_suffix(".ready").exists() for one in others)
+out.with_suffix(".begun").write_text(str(time.monotonic()))
+time.sleep(0.2)
+out.write_text(str(time.monotonic()))
+"""
+
+
+def test_engines_load_together_and_are_timed_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def engine(name: str, others: tuple[str, ...] = ()) -> Engine:
+        paths = [str(tmp_path / f"{one}.json") for one in (name, *others)]
+        command = [sys.executable, "-c", WORKER, *paths]
+        return Engine(name, command, tmp_path / f"{name}.json", tmp_path / f"{name}.log", 1e9)
+
+    engines = [engine("a", ("b",)), engine("b", ("a",)), engine("broken"), engine("c")]
+    run_turns(engines, Turns(("0",), 3, time.monotonic() + 1000))
+    assert [one.name for one in engines if not one.out.exists()] == ["broken"]
+    assert "out of memory" in capsys.readouterr().out
+    spans = [
+        (float(one.file("begun").read_text()), float(one.out.read_text()))
+        for one in engines
+        if one.out.exists()
+    ]
+    for (_, ended), (begun, _) in pairwise(spans):
+        assert begun >= ended
+    before = engines[0].out.stat().st_mtime_ns
+    run_turns(engines[:2], Turns(("0",), 3, time.monotonic() + 1000))
+    assert engines[0].out.stat().st_mtime_ns == before
+
+
+def test_every_engine_has_as_much_memory_beside_its_weights() -> None:
+    engines = [Engine(str(one), [], Path(), Path(), one) for one in (16e9, 4e9, 4e9)]
+    shares = memory_shares(engines)
+    assert sum(shares) == pytest.approx(GPU_SHARE, abs=0.002)
+    assert shares[1] == shares[2] < shares[0]

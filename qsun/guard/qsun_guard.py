@@ -190,7 +190,7 @@ class NixlConnector(Stock):
     def get_block_ids_with_load_errors(self) -> set[int]:
         """As vLLM's, and what `get_finished` found to have failed."""
         lost, self._lost_blocks = self._lost_blocks, set()
-        return super().get_block_ids_with_load_errors() | lost
+        return set(super().get_block_ids_with_load_errors()) | lost
 
     def _failed(self, received: set[str]) -> dict[str, list[int]]:
         """The refused and the late, each with the blocks that hold no cache of its prompt."""

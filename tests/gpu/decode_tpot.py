@@ -1,13 +1,14 @@
 """Make `docs/records/decode-tpot.json` on GPUs: TPOT by batch and context for every weight format.
 
     python -m tests.gpu.decode_tpot RECORD STATE --vllm PYTHON [--gpus 0,1] [--minutes 9]
-        [--shapes llama-3.1-8b,qwen3-8b-base] [--batches 1,8,...] [--contexts 512,2048,8192]
-        [--only PATTERN] [--dry-run]
+        [--together 4] [--shapes llama-3.1-8b,qwen3-8b-base] [--batches 1,8,...]
+        [--contexts 512,2048,8192] [--only PATTERN] [--dry-run]
 
-Decode modules of the shapes in `configs/models` with dummy weights, one vLLM engine each on a GPU
-of its own (`tpot_worker.py`), in every format, on every kernel that vLLM has for it there. A call
-runs what fits in `--minutes` and can be made again. Beside each time stands the floor: the bytes
-that a step has to read, at the bandwidth that a plain read reached on that GPU.
+Decode modules of the shapes in `configs/models` with dummy weights, one vLLM engine each
+(`tpot_worker.py`), in every format, on every kernel that vLLM has for it there. Some load on a GPU
+`--together`, to be timed one after another (`tpot_turns.py`). A call starts what fits in
+`--minutes` and can be made again. Beside each time stands the floor: the bytes that a step has to
+read, at the bandwidth that a plain read reached on that GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from qsun.checkpoint_files import read_config_file
 from qsun.kv_layout import DTYPE_BYTES, kv_layout
 from qsun.records import new_record
 from qsun.skeleton import skeleton
-from tests.gpu.job_runner import ROOT, Job, Limits, run_jobs
+from tests.gpu.job_runner import ROOT
+from tests.gpu.tpot_turns import Engine, Turns, run_turns
 
 WORKER = ROOT / "tests" / "gpu" / "tpot_worker.py"
 KERNEL = re.compile(r"Using (\w+) for CompressedTensors")
-WHOLE_GPU, LEAST_S = 128, 150
 GROUP = 128
 
 
@@ -38,14 +38,14 @@ GROUP = 128
 class Format:
     """How weights are stored: `weights` and `activations` as compressed-tensors says it.
 
-    vLLM's `disabled` kernels are left out, so that it takes the next one.
+    `backend` is vLLM's `--linear-backend`: whose kernels multiply; `auto` leaves it to vLLM.
     """
 
     name: str
     packing: str | None = None
     weights: dict[str, Any] | None = None
     activations: dict[str, Any] | None = None
-    disabled: tuple[str, ...] = ()
+    backend: str = "auto"
     weight_bits: float = 16.0
 
     def quantization(self) -> dict[str, Any] | None:
@@ -73,18 +73,17 @@ _TOKEN_FP8 = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": Tr
 _CHANNEL_FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
 # Scales of 16 bits a group, and zeros as wide as codes where asymmetric.
 _SYMMETRIC, _ASYMMETRIC = 4 + 16 / GROUP, 4 + 20 / GROUP
-MACHETE, MARLIN = "MacheteLinearKernel", "MarlinLinearKernel"
 _PACKED = "pack-quantized"
 FORMATS = (
     Format("bfloat16"),
-    Format("W4A16 asymmetric", _PACKED, _int4(False), weight_bits=_ASYMMETRIC),
-    Format("W4A16 asymmetric, no Machete", _PACKED, _int4(False), None, (MACHETE,), _ASYMMETRIC),
-    Format(
-        "W4A16 asymmetric, no Machete or Marlin",
-        *(_PACKED, _int4(False), None, (MACHETE, MARLIN), _ASYMMETRIC),
+    *(
+        Format(f"W4A16 asymmetric, {one}", _PACKED, _int4(False), None, one, _ASYMMETRIC)
+        for one in ("machete", "marlin", "triton")
     ),
-    Format("W4A16 symmetric", _PACKED, _int4(True), weight_bits=_SYMMETRIC),
-    Format("W4A16 symmetric, no Machete", _PACKED, _int4(True), None, (MACHETE,), _SYMMETRIC),
+    *(
+        Format(f"W4A16 symmetric, {one}", _PACKED, _int4(True), None, one, _SYMMETRIC)
+        for one in ("machete", "marlin")
+    ),
     Format("W4A8 FP8", _PACKED, _int4(True), _TOKEN_FP8, weight_bits=_SYMMETRIC),
     Format("FP8 W8A8", "float-quantized", _CHANNEL_FP8, _TOKEN_FP8, weight_bits=8.0),
 )
@@ -119,15 +118,12 @@ class Sweep:
         (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         return folder
 
-    def job(self, python: str, batches: str, contexts: str) -> Job:
-        """One engine on a GPU of its own."""
-        disabled = ",".join(self.format.disabled)
-        command = ["env", f"VLLM_DISABLED_KERNELS={disabled}"] if disabled else []
-        command += [python, str(WORKER), str(self.state / "models" / self.name), str(self.out)]
-        command += ["--batches", batches, "--contexts", contexts]
-        return Job(
-            self.name, self.state, partial(list, command), self.out, gib=WHOLE_GPU, least_s=LEAST_S
-        )
+    def engine(self, python: str, batches: str, contexts: str) -> Engine:
+        """What is started for it."""
+        command = [python, str(WORKER), str(self.state / "models" / self.name), str(self.out)]
+        command += ["--batches", batches, "--contexts", contexts, "--backend", self.format.backend]
+        log = self.state / "logs" / f"{self.name}.log"
+        return Engine(self.name, command, self.out, log, weight_bytes(self.shape, self.format))
 
     def result(self) -> dict[str, Any]:
         """The rows, with floors and the kernel that vLLM took."""
@@ -153,18 +149,23 @@ def shape_config(shape: str) -> dict[str, Any]:
     return dict(read_config_file(ROOT / "configs" / "models" / shape / "config.json"))
 
 
-def step_bytes(shape: str, format_: Format, batch: int, context: int) -> float:
-    """What one decode step must read: every weight once, and each request's keys and values."""
+def weight_bytes(shape: str, format_: Format) -> float:
+    """What a step reads of the weights: all but the embeddings, once."""
     config = shape_config(shape)
-    layout = kv_layout(config)
     inside = sum(
         one.in_features * one.out_features
         for one in skeleton(config).linears
         if "lm_head" not in one.name
     )
     head = int(config["vocab_size"]) * int(config["hidden_size"])
+    return inside * format_.weight_bits / 8 + 2 * head
+
+
+def step_bytes(shape: str, format_: Format, batch: int, context: int) -> float:
+    """What one decode step must read: the weights, and each request's keys and values."""
+    layout = kv_layout(shape_config(shape))
     cache = 2 * layout.layers * layout.kv_heads * layout.head_dim * DTYPE_BYTES[layout.dtype]
-    return inside * format_.weight_bits / 8 + 2 * head + batch * context * cache
+    return weight_bytes(shape, format_) + batch * context * cache
 
 
 def sweeps(shapes: list[str], state: Path, only: str) -> Iterator[Sweep]:
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--vllm", required=True, help="the Python that has vLLM")
     parser.add_argument("--gpus", default="0", help="numbers, with commas")
     parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--together", type=int, default=4, help="engines loaded on a GPU at once")
     parser.add_argument("--shapes", default="llama-3.1-8b,qwen3-8b-base")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
     parser.add_argument("--contexts", default="512,2048,8192")
@@ -193,13 +195,13 @@ def main() -> None:
     end = time.monotonic() + 60 * asked.minutes
     state = asked.state.resolve()
     chosen = list(sweeps(asked.shapes.split(","), state, asked.only))
-    jobs = [one.job(asked.vllm, asked.batches, asked.contexts) for one in chosen]
+    engines = [one.engine(asked.vllm, asked.batches, asked.contexts) for one in chosen]
     if asked.dry_run:
-        print("\n".join(f"{one.name}: {' '.join(one.command())}" for one in jobs))
+        print("\n".join(f"{one.name}: {' '.join(one.command)}" for one in engines))
         return
     for one in chosen:
         one.write_model()
-    run_jobs(jobs, Limits(tuple(asked.gpus.split(",")), 1, WHOLE_GPU, end))
+    run_turns(engines, Turns(tuple(asked.gpus.split(",")), asked.together, end))
     done = [one for one in chosen if one.out.exists()]
     result = {
         "weights": "dummies",
