@@ -1,12 +1,13 @@
 """Make `docs/records/peers-*.json` and the 8B runs on GPUs, job by job.
 
     python -m tests.gpu.compare_peers STATE [--minutes 9] [--gpus 0,1] [--samples 128]
-        [--iterations 200] [--only PATTERN] [--dry-run]
+        [--iterations 200] [--only PATTERNS] [--making-gib 30] [--dry-run]
 
 `tests.compare_peers` makes and judges every quantizer on SmolLM2 and, once it is pretrained and its
 prefill modules are tuned, on the small Qwen3 of `compare_bits`; both engines quantize Llama 3.1
-8B's shape. Whatever is timed has a GPU to itself, judging shares one. A call runs what fits in
-`--minutes` and can be made again; it sums up what is finished. `make peers` first.
+8B's shape. Whatever is timed has a GPU to itself, judging shares one; with less for `--making-gib`
+quantizers share one too, and their seconds are longer for it. A call runs what fits in `--minutes`
+and can be made again; it sums up what is finished. `make peers` first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Model:
     needs: tuple[str, ...]
     samples: int
     iterations: int
+    gib: int
 
     def jobs(self) -> Iterator[Job]:
         """Texts and base model first; then each quantizer at each number of bits; then judging."""
@@ -101,7 +103,7 @@ class Model:
         least_s: int = 0,
     ) -> Job:
         return Job(
-            name, self.state, lambda: command, done, needs, order, gib=WHOLE_GPU, least_s=least_s
+            name, self.state, lambda: command, done, needs, order, gib=self.gib, least_s=least_s
         )
 
 
@@ -130,7 +132,8 @@ def main() -> None:
     parser.add_argument("--gpus", default="0", help="numbers, with commas")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--iterations", type=int, default=200, help="of auto-round, a block")
-    parser.add_argument("--only", default="", help="jobs whose name has this in it")
+    parser.add_argument("--making-gib", type=int, default=WHOLE_GPU, help="of each quantizer")
+    parser.add_argument("--only", default="", help="jobs whose name has one of these in it")
     parser.add_argument("--dry-run", action="store_true", help="print every job and its needs")
     asked = parser.parse_args()
     end = time.monotonic() + 60 * asked.minutes
@@ -142,13 +145,13 @@ def main() -> None:
     given = (f"--base={plan.folder / 'base'}", *prefill)
     needs = tuple(f"qwen3/{name}" for name in MODULES)
     models = [
-        Model("smollm2", state, (), (), asked.samples, asked.iterations),
-        Model("qwen3", state, given, needs, asked.samples, asked.iterations),
+        Model("smollm2", state, (), (), asked.samples, asked.iterations, asked.making_gib),
+        Model("qwen3", state, given, needs, asked.samples, asked.iterations, asked.making_gib),
     ]
     tuning = chosen(plan.jobs(), ",".join(MODULES))
     tuning = [replace(job, gib=WHOLE_GPU) if job.gib else job for job in tuning]
     jobs = [*tuning, *shape_jobs(state), *(job for model in models for job in model.jobs())]
-    jobs = [job for job in jobs if asked.only in job.name]
+    jobs = [job for job in jobs if any(part in job.name for part in asked.only.split(","))]
     if asked.dry_run:
         for job in sorted(jobs, key=lambda one: one.order):
             print(f"{job.order} {job.name}: {'done' if job.done.exists() else job.needs}")
