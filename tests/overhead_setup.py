@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from qsun.vllm_server import free_ports
+from qsun.ports import free_ports
 from tests.overhead_clients import Client, DirectClient, Load, RoutedClient, measure
 from tests.overhead_router import TASK
 from tests.routing import VOCABULARY, fake_bundle

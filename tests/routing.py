@@ -15,10 +15,10 @@ from aiohttp import web
 
 from qsun.bundle import Bundle, Manifest, PrefillModule
 from qsun.config import ServeConfig
+from qsun.ports import free_ports
 from qsun.serve.keys import Keys
 from qsun.serve.pool import Address, Pool
 from qsun.serve.run import Listening, routing
-from qsun.vllm_server import free_ports
 from tests.fake_workers import FakeWorker, start
 
 TASKS = ("math", "tools")

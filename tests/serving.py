@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
-from qsun.vllm_server import VllmServer, free_ports
+from qsun.ports import free_ports
+from qsun.vllm_server import VllmServer
 
 ADMIN_KEY = "only-for-the-tests-of-qsun"
 QSUN = Path(sys.executable).with_name("qsun")

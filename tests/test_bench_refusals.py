@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qsun.bench.serving import PROGRAM
-from qsun.vllm_server import free_ports
+from qsun.ports import free_ports
 from tests.benching import router
 from tests.bundles import build_bundle
 from tests.command import run_qsun

@@ -130,10 +130,11 @@ def test_the_table_has_every_subject_and_how_far_qsun_is_ahead(
 def test_on_gpus_each_judging_follows_its_making_and_is_of_the_same_checkpoint(
     tmp_path: Path,
 ) -> None:
-    model = Model("small", tmp_path, ("--rows=4",), ("base",), 8, 20)
+    model = Model("small", tmp_path, ("--rows=4",), ("base",), 8, 20, 30)
     jobs = list(model.jobs())
     by_name = {job.name: job for job in jobs}
     assert len(by_name) == len(jobs)
+    assert {job.gib for job in jobs if not job.name.endswith("-judged")} == {30}
     assert by_name["small-first"].needs == ("base",)
     judged = [job for job in jobs if job.name.endswith("-judged")]
     assert len(judged) == len(BITS) * len(SUBJECTS)

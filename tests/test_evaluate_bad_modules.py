@@ -15,7 +15,7 @@ import pytest
 from qsun.bundle import read_bundle
 from qsun.errors import ConfigError
 from qsun.evaluate.routed import RoutedModules
-from qsun.vllm_server import free_ports
+from qsun.ports import free_ports
 from tests.builders import tiny_model, write_config
 from tests.bundles import write_decode, write_tuning_record
 from tests.command import run_qsun

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from qsun.environments import PYTHON_VARIABLE
-from qsun.vllm_server import free_ports
+from qsun.ports import free_ports
 from tests.bundles import build_bundle, write_passed_verdict
 from tests.command import run_qsun
 from tests.served.conftest import is_alive

@@ -17,10 +17,10 @@ import pytest
 
 from qsun.config import ServeConfig
 from qsun.errors import ConfigError, ServingEnvironmentError
+from qsun.ports import free_ports
 from qsun.serve.keys import Keys
 from qsun.serve.pool import Address, Pool
 from qsun.serve.run import Listening, serve
-from qsun.vllm_server import free_ports
 from tests.fake_workers import FakeWorker, start
 from tests.routing import TASKS, brief, fake_bundle
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qsun.errors import ServingEnvironmentError
-from qsun.vllm_server import free_ports
+from qsun.ports import free_ports
 
 PROGRAM = "import sys; sys.argv[0] = 'qsun'; from qsun.cli.main import main; main()"
 STOP_S = 90.0

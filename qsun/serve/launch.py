@@ -13,8 +13,9 @@ from loguru import logger
 
 from qsun.errors import ServingEnvironmentError
 from qsun.launch_spec import LaunchSpec, WorkerSpec
+from qsun.ports import free_ports
 from qsun.serve.pool import Address, Pool
-from qsun.vllm_server import ServerCommand, free_ports, last_errors, start_server, stop_servers
+from qsun.vllm_server import ServerCommand, last_errors, start_server, stop_servers
 from qsun.workers import worker_commands
 
 LONGEST_PAUSE_S = 30.0

@@ -19,8 +19,9 @@ from qsun.bundle import Bundle
 from qsun.config import ServeConfig
 from qsun.environments import find_serving_environment
 from qsun.launch_spec import launch_spec
+from qsun.ports import free_ports
 from qsun.serve.plan import serving_plan
-from qsun.vllm_server import ServerCommand, free_ports, start_server
+from qsun.vllm_server import ServerCommand, start_server
 from qsun.workers import GUARD, worker_commands
 
 FAULTY_GUARD = Path(__file__).with_name("faulty_guard")

@@ -60,6 +60,8 @@ def in_process(bundle: Bundle) -> InProcess:
 def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`qsun serve` with two decode workers; it must end cleanly, and leave nobody behind."""
     with serving(tmp_path_factory.mktemp("serving"), bundle.folder, "--decode", "2") as running:
+        # A task is served once one decode worker is ready; tests ask either by name.
+        running.until(dict.fromkeys(running.workers(), "ready"))
         processes = [one for name in running.workers() for one in running.processes(name)]
         assert len(processes) >= 3
         yield running
