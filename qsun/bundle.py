@@ -54,6 +54,7 @@ class Manifest:
 
     `base` names the base model's origin and the SHA-256 of its weight files; `base_path` is its
     full-precision checkpoint, on which LoRA modules are served, None where none is one.
+    `decode_batch` is how many requests a decode worker is expected to answer at once.
     `kv_layout` is `KvLayout` as a mapping; `kv_cache_dtype` is vLLM's, the same for all workers.
     """
 
@@ -72,6 +73,7 @@ class Manifest:
     files: dict[str, str]
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    decode_batch: int = 32
     schema: int = SCHEMA
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, bullet_list
 from qsun.files import GIB
+from qsun.kernel_advice import kernel_advice
 from qsun.kv_layout import DTYPE_BYTES
 from qsun.vllm_server import COMMON_ENVIRONMENT, CPU_ENVIRONMENT
 
@@ -67,12 +68,17 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """Everything to start. No two side channels share a port: one host can hold all workers."""
+    """Everything to start. No two side channels share a port: one host can hold all workers.
+
+    `advice` is `KernelAdvice` as plain values, None where nothing like D was measured: decode
+    workers on a GPU follow it.
+    """
 
     accelerator: Accelerator
     workers: tuple[WorkerSpec, ...]
     router_host: str = "127.0.0.1"
     router_port: int = ROUTER_PORT
+    advice: dict[str, Any] | None = None
     note: str = NOTE
     schema: int = SCHEMA
 
@@ -97,18 +103,25 @@ def launch_spec(manifest: Manifest, accelerator: Accelerator) -> LaunchSpec:
         raise IncompatibleError(
             f"bundle {manifest.name} cannot be served:\n{bullet_list(problems, at_most=40)}"
         )
+    advice = kernel_advice(manifest.decode_scheme, manifest.kv_layout, manifest.decode_batch)
+    kernel = advice.arguments if advice is not None and accelerator == "gpu" else ()
     workers = tuple(
         WorkerSpec(
             name=model.worker,
             role=model.role,
             tasks=model.tasks,
             folder=model.folder,
-            arguments=(*_arguments(manifest, accelerator, model), *model.arguments),
+            arguments=(
+                *_arguments(manifest, accelerator, model),
+                *(kernel if model.role == "decode" else ()),
+                *model.arguments,
+            ),
             environment=_environment(manifest, accelerator, SIDE_CHANNEL_PORT + index),
         )
         for index, model in enumerate(_models(manifest))
     )
-    return LaunchSpec(accelerator, workers)
+    told = None if advice is None else json.loads(json.dumps(asdict(advice)))
+    return LaunchSpec(accelerator, workers, advice=told)
 
 
 def read_launch_spec(path: Path) -> LaunchSpec:

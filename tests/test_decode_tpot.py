@@ -13,12 +13,12 @@ from compressed_tensors.quantization import QuantizationConfig
 
 from qsun.skeleton import skeleton
 from tests.gpu.decode_tpot import FORMATS, Format, shape_config, step_bytes, sweeps, weight_bytes
-from tests.gpu.tpot_turns import GPU_SHARE, Engine, Turns, memory_shares, run_turns
+from tests.gpu.tpot_turns import GPU_BYTES, WORKING_BYTES, Engine, Turns, cache_bytes, run_turns
 
 SHAPE = "llama-3.1-8b"
 
 
-@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.label)
 def test_a_format_is_one_of_compressed_tensors(one: Format) -> None:
     quantization = one.quantization()
     if quantization is None:
@@ -38,7 +38,7 @@ def test_a_step_reads_every_weight_but_the_embeddings_once() -> None:
     assert step_bytes(SHAPE, FORMATS[0], 0, 0) == full
     assert full == pytest.approx(2 * read, rel=1e-4)  # norms aside
     assert step_bytes(SHAPE, FORMATS[0], 4, 1000) - full == 4 * 1000 * 2 * 32 * 8 * 128 * 2
-    four = next(one for one in FORMATS if one.name == "W4A16 symmetric, marlin")
+    four = next(one for one in FORMATS if one.label == "W4A16 symmetric, marlin")
     head = 2 * config["vocab_size"] * config["hidden_size"]
     assert step_bytes(SHAPE, four, 0, 0) - head == pytest.approx(
         (full - head) * (4 + 16 / 128) / 16, rel=1e-4
@@ -83,7 +83,7 @@ def test_engines_load_together_and_are_timed_one_by_one(
         return Engine(name, command, tmp_path / f"{name}.json", tmp_path / f"{name}.log", 1e9)
 
     engines = [engine("a", ("b",)), engine("b", ("a",)), engine("broken"), engine("c")]
-    run_turns(engines, Turns(("0",), 3, time.monotonic() + 1000))
+    run_turns(engines, Turns(("0",), 3, 0.9, time.monotonic() + 1000))
     assert [one.name for one in engines if not one.out.exists()] == ["broken"]
     assert "out of memory" in capsys.readouterr().out
     spans = [
@@ -94,12 +94,12 @@ def test_engines_load_together_and_are_timed_one_by_one(
     for (_, ended), (begun, _) in pairwise(spans):
         assert begun >= ended
     before = engines[0].out.stat().st_mtime_ns
-    run_turns(engines[:2], Turns(("0",), 3, time.monotonic() + 1000))
+    run_turns(engines[:2], Turns(("0",), 3, 0.9, time.monotonic() + 1000))
     assert engines[0].out.stat().st_mtime_ns == before
 
 
-def test_every_engine_has_as_much_memory_beside_its_weights() -> None:
+def test_every_engine_has_a_cache_of_one_size_and_all_fit() -> None:
     engines = [Engine(str(one), [], Path(), Path(), one) for one in (16e9, 4e9, 4e9)]
-    shares = memory_shares(engines)
-    assert sum(shares) == pytest.approx(GPU_SHARE, abs=0.002)
-    assert shares[1] == shares[2] < shares[0]
+    each = cache_bytes(engines, 0.9)
+    assert each > 30e9
+    assert 3 * (each + WORKING_BYTES) + 24e9 <= 0.9 * GPU_BYTES

@@ -18,6 +18,7 @@ from qsun.export.containers import ROUTER_IMAGE, VLLM_IMAGE
 from qsun.export.kubernetes import BUNDLE_CLAIM, DECODE_REPLICAS
 from qsun.export.scores import task_section
 from qsun.export.serving_files import COMPOSE_FILE, KUBERNETES_FILE
+from qsun.kernel_advice import kernel_advice
 from qsun.kv_layout import DTYPE_BYTES
 from qsun.launch_spec import LAUNCH_SPEC, NOTE
 from qsun.records import REPORT, Record, read_record
@@ -134,6 +135,9 @@ def _decode_module(manifest: Manifest, record: Record | None) -> Iterator[str]:
         yield f"{what} in full precision, {manifest.kv_layout['dtype']}."
         return
     yield f"{what}, quantized: {manifest.decode_scheme}."
+    advice = kernel_advice(manifest.decode_scheme, manifest.kv_layout, manifest.decode_batch)
+    if advice is not None:
+        yield f"Its {advice.text}."
     if record is None:
         yield "Its quantization record is missing: what quantizing cost is not known."
         return

@@ -195,6 +195,7 @@ def _manifest(
         records=(),
         files={},
         versions={"qsun": __version__} | package_versions(),
+        decode_batch=prepared.settings.decode_batch,
     )
 
 

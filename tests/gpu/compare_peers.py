@@ -28,7 +28,7 @@ from tests.peers.subjects import SUBJECTS
 
 BITS = (4, 3, 2)
 WHOLE_GPU, JUDGING = 128, 20  # GiB
-LEAST_S = {"make": 150, "judge": 60, "8b": 240}
+LEAST_S = {"make": 60, "judge": 30, "8b": 240}
 MODULES = ("math-sun-seed1", "tools-sun-seed1")
 SHAPE = "tests/gpu/quantize_8b_shape.sh"
 ENGINES = {
@@ -149,7 +149,9 @@ def main() -> None:
         Model("qwen3", state, given, needs, asked.samples, asked.iterations, asked.making_gib),
     ]
     tuning = chosen(plan.jobs(), ",".join(MODULES))
-    tuning = [replace(job, gib=WHOLE_GPU) if job.gib else job for job in tuning]
+    tuning = [
+        replace(job, gib=max(job.gib, asked.making_gib)) if job.gib else job for job in tuning
+    ]
     jobs = [*tuning, *shape_jobs(state), *(job for model in models for job in model.jobs())]
     jobs = [job for job in jobs if any(part in job.name for part in asked.only.split(","))]
     if asked.dry_run:

@@ -1,7 +1,7 @@
 """Make `docs/records/decode-tpot.json` on GPUs: TPOT by batch and context for every weight format.
 
     python -m tests.gpu.decode_tpot RECORD STATE --vllm PYTHON [--gpus 0,1] [--minutes 9]
-        [--together 4] [--shapes llama-3.1-8b,qwen3-8b-base] [--batches 1,8,...]
+        [--together 4] [--share 0.92] [--shapes llama-3.1-8b,qwen3-8b-base] [--batches 1,8,...]
         [--contexts 512,2048,8192] [--only PATTERN] [--dry-run]
 
 Decode modules of the shapes in `configs/models` with dummy weights, one vLLM engine each
@@ -48,6 +48,11 @@ class Format:
     backend: str = "auto"
     weight_bits: float = 16.0
 
+    @property
+    def label(self) -> str:
+        """The format, and whose kernels where that is not left to vLLM."""
+        return self.name if self.backend == "auto" else f"{self.name}, {self.backend}"
+
     def quantization(self) -> dict[str, Any] | None:
         """`quantization_config` of a model's `config.json`."""
         if self.weights is None:
@@ -77,12 +82,12 @@ _PACKED = "pack-quantized"
 FORMATS = (
     Format("bfloat16"),
     *(
-        Format(f"W4A16 asymmetric, {one}", _PACKED, _int4(False), None, one, _ASYMMETRIC)
-        for one in ("machete", "marlin", "triton")
+        Format("W4A16 asymmetric", _PACKED, _int4(False), None, one, _ASYMMETRIC)
+        for one in ("auto", "marlin", "triton")
     ),
     *(
-        Format(f"W4A16 symmetric, {one}", _PACKED, _int4(True), None, one, _SYMMETRIC)
-        for one in ("machete", "marlin")
+        Format("W4A16 symmetric", _PACKED, _int4(True), None, one, _SYMMETRIC)
+        for one in ("auto", "marlin")
     ),
     Format("W4A8 FP8", _PACKED, _int4(True), _TOKEN_FP8, weight_bits=_SYMMETRIC),
     Format("FP8 W8A8", "float-quantized", _CHANNEL_FP8, _TOKEN_FP8, weight_bits=8.0),
@@ -100,7 +105,7 @@ class Sweep:
     @property
     def name(self) -> str:
         """Fit for a file."""
-        return f"{self.shape}-{re.sub('[^a-zA-Z0-9]+', '-', self.format.name)}".lower()
+        return f"{self.shape}-{re.sub('[^a-zA-Z0-9]+', '-', self.format.label)}".lower()
 
     @property
     def out(self) -> Path:
@@ -138,6 +143,7 @@ class Sweep:
         return {
             "shape": self.shape,
             "kernels": kernels,
+            "label": self.format.label,
             **asdict(self.format),
             **found,
             "tpot": rows,
@@ -185,6 +191,7 @@ def main() -> None:
     parser.add_argument("--vllm", required=True, help="the Python that has vLLM")
     parser.add_argument("--gpus", default="0", help="numbers, with commas")
     parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--share", type=float, default=0.92, help="of a GPU's memory, for all")
     parser.add_argument("--together", type=int, default=4, help="engines loaded on a GPU at once")
     parser.add_argument("--shapes", default="llama-3.1-8b,qwen3-8b-base")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
@@ -201,7 +208,7 @@ def main() -> None:
         return
     for one in chosen:
         one.write_model()
-    run_turns(engines, Turns(tuple(asked.gpus.split(",")), asked.together, end))
+    run_turns(engines, Turns(tuple(asked.gpus.split(",")), asked.together, asked.share, end))
     done = [one for one in chosen if one.out.exists()]
     result = {
         "weights": "dummies",

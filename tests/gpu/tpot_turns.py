@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tests.gpu.job_runner import ROOT
 
-GPU_SHARE = 0.92  # of a GPU's memory, for all engines together
 GPU_BYTES = 143_771 * 2**20  # an H200's
+WORKING_BYTES = 6 * 2**30  # of an engine beside its weights and cache: embeddings, CUDA graphs
 LOOK_S = 0.1
 LEAST_S = 150.0  # for one group
 SHOWN_LINES = 12
@@ -40,10 +40,14 @@ class Engine:
 
 @dataclass(frozen=True)
 class Turns:
-    """GPUs by number, engines at once on each, and when to stop (monotonic seconds)."""
+    """GPUs by number, engines at once on each and their share of its memory, in all.
+
+    `end` is when to stop, in monotonic seconds.
+    """
 
     gpus: tuple[str, ...]
     together: int
+    share: float
     end: float
 
 
@@ -55,19 +59,16 @@ def run_turns(engines: Sequence[Engine], turns: Turns) -> None:
 
     def work(gpu: str) -> None:
         while groups and turns.end - time.monotonic() > LEAST_S:
-            run_group(groups.pop(0), gpu, turns.end)
+            run_group(groups.pop(0), gpu, turns)
 
     with ThreadPoolExecutor(len(turns.gpus)) as pool:
         list(pool.map(work, turns.gpus))
 
 
-def run_group(group: Sequence[Engine], gpu: str, end: float) -> None:
+def run_group(group: Sequence[Engine], gpu: str, turns: Turns) -> None:
     """Load these on a GPU, then time each."""
-    begun = time.monotonic()
-    processes = {
-        one.name: _start(one, gpu, share)
-        for one, share in zip(group, memory_shares(group), strict=True)
-    }
+    begun, end = time.monotonic(), turns.end
+    processes = {one.name: _start(one, gpu, cache_bytes(group, turns.share)) for one in group}
     try:
         for one in group:
             _wait(processes[one.name], one.file("ready").exists, end)
@@ -87,20 +88,19 @@ def run_group(group: Sequence[Engine], gpu: str, end: float) -> None:
             process.wait()
 
 
-def memory_shares(group: Sequence[Engine]) -> list[float]:
-    """Each engine's share of the GPU's memory: its weights, and as much again as any other's."""
-    weights = [one.weight_bytes / GPU_BYTES for one in group]
-    rest = (GPU_SHARE - sum(weights)) / len(group)
-    return [round(one + rest, 3) for one in weights]
+def cache_bytes(group: Sequence[Engine], share: float) -> int:
+    """The size of each engine's KV cache, where all together take so much of the GPU's memory."""
+    taken = sum(one.weight_bytes + WORKING_BYTES for one in group)
+    return int((share * GPU_BYTES - taken) / len(group))
 
 
-def _start(one: Engine, gpu: str, share: float) -> subprocess.Popen[bytes]:
+def _start(one: Engine, gpu: str, cache: int) -> subprocess.Popen[bytes]:
     one.log.parent.mkdir(parents=True, exist_ok=True)
     for what in ("ready", "go"):
         one.file(what).unlink(missing_ok=True)
     with one.log.open("wb") as log:
         return subprocess.Popen(
-            [*one.command, "--turn", "--memory", f"{share:.3f}"],
+            [*one.command, "--turn", "--cache-bytes", str(cache)],
             cwd=ROOT,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
             stdout=log,

@@ -20,6 +20,7 @@ from typing import Any
 
 STEPS, ROUNDS = 24, 2
 FIRST_STEPS = 8  # while the batch fills up, and caches with it
+STEP_TOKENS = 2048  # no prompt is read: less memory than by default
 VOCABULARY = 30_000  # fewer than any model's; drawn prompts need no more
 FILLED = {"fill_mean": 0.0, "fill_std": 0.5}
 LOOK_S = 0.1
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("--batches", required=True)
     parser.add_argument("--contexts", required=True)
     parser.add_argument("--backend", default="auto", help="vLLM's --linear-backend")
-    parser.add_argument("--memory", type=float, default=0.92, help="share of the GPU's")
+    parser.add_argument(
+        "--cache-bytes", type=int, help="of the KV cache; else what vLLM finds free"
+    )
     parser.add_argument("--turn", action="store_true", help="wait for OUT.go once loaded")
     parser.add_argument("--eager", action="store_true", help="no compilation: for a processor")
     asked = parser.parse_args()
@@ -43,15 +46,21 @@ def main() -> None:
     import torch
     import vllm
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu, sized = torch.cuda.is_available(), asked.cache_bytes
     llm = vllm.LLM(
         model=str(asked.folder),
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=max(contexts) + FIRST_STEPS + STEPS + 8,
         max_num_seqs=max(batches),
+        max_num_batched_tokens=max(STEP_TOKENS, *batches),
         enable_prefix_caching=False,
-        gpu_memory_utilization=asked.memory,
+        # While others load, what vLLM finds free is not its own to take.
+        **(
+            {}
+            if sized is None
+            else {"kv_cache_memory_bytes": sized, "gpu_memory_utilization": 0.01}
+        ),
         enforce_eager=asked.eager,
         linear_backend=asked.backend,
         kv_transfer_config={

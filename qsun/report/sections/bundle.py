@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsun.bundle import Bundle, Manifest, PrefillModule
+from qsun.kernel_advice import kernel_advice
 from qsun.report.amounts import NOT_RECORDED, count
 from qsun.report.blocks import Block, Section, Table, Text
 from qsun.report.sources import Sources
@@ -43,12 +44,14 @@ def bundle_section(sources: Sources) -> Section | None:
 
 def _facts(bundle: Bundle) -> Table:
     manifest, layout = bundle.manifest, bundle.manifest.kv_layout
+    advice = kernel_advice(manifest.decode_scheme, layout, manifest.decode_batch)
     written = BOUNDARIES.get(manifest.boundary, "some of a prompt's positions")
     rows = [
         ("name", manifest.name),
         ("base model", _origin(str(manifest.base.get("model")))),
         ("base model's revision", manifest.base.get("revision") or NOT_RECORDED),
         ("decode module", manifest.decode_scheme),
+        ("decode kernels", NOT_RECORDED if advice is None else advice.text),
         ("boundary", f"{manifest.boundary}: a prefill module writes {written}"),
         (
             "KV cache",
