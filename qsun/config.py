@@ -164,7 +164,8 @@ class ExportConfig:
     """What goes into a bundle: the folder by `qsun quantize`, and a prefill module for each task.
 
     `references` of a task's validation rows, of at most `reference_tokens`, go along: `qsun verify`
-    judges the modules by them.
+    judges the modules by them. With `link`, the modules' files get a second name in the bundle
+    where both lie on one disk, and are not copied: whoever changes one changes the bundle.
     """
 
     decode: str
@@ -172,6 +173,7 @@ class ExportConfig:
     references: int = field(default=8, metadata={"minimum": 1})
     reference_tokens: int = field(default=512, metadata={"minimum": 16})
     max_tokens: int | None = field(default=None, metadata={"minimum": 16})
+    link: bool = False
     licence: str | None = None
 
 
