@@ -166,6 +166,8 @@ class ExportConfig:
     `references` of a task's validation rows, of at most `reference_tokens`, go along: `qsun verify`
     judges the modules by them. `decode_batch` is how many requests a decode worker is expected to
     answer at once: on a GPU it multiplies by the kernel that is the quickest then.
+    With `link`, the modules' files get a second name in the bundle where both lie on one disk, and
+    are not copied: whoever changes one changes the bundle.
     """
 
     decode: str
@@ -174,6 +176,7 @@ class ExportConfig:
     reference_tokens: int = field(default=512, metadata={"minimum": 16})
     max_tokens: int | None = field(default=None, metadata={"minimum": 16})
     decode_batch: int = field(default=32, metadata={"minimum": 1, "maximum": 256})
+    link: bool = False
     licence: str | None = None
 
 

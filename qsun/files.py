@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from qsun.errors import OutputError, bullet_list
 
 GIB = 1024**3
+HASHING_THREADS = 8
 
 
 def size(count: float) -> str:
@@ -46,13 +48,25 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """Each file's SHA-256, several read at a time."""
+    with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(sha256_file, paths))
+
+
 def digest_folder(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder`, by its path relative to the folder."""
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = (path.relative_to(folder).as_posix() for path in paths)
+    return dict(zip(names, sha256_files(paths), strict=True))
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name; a copy where the two would lie on different disks."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_json(path: Path, value: Any) -> None:

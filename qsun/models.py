@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qsun.checkpoint_files import Tensors, check_checkpoint, read_config_file, weight_files
 from qsun.errors import ModelError, bullet_list
-from qsun.files import sha256_file
+from qsun.files import sha256_files
 from qsun.skeleton import Skeleton, check_tensors
 
 if TYPE_CHECKING:
@@ -178,14 +178,18 @@ def _refuse_broken(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) ->
 
 
 @contextmanager
-def on_accelerator(model: PreTrainedModel, last_use: bool = False) -> Iterator[None]:
+def on_accelerator(
+    model: PreTrainedModel, last_use: bool = False, models: int = 1
+) -> Iterator[None]:
     """Hold the model on the accelerator, where there is one with room; back to memory after.
 
-    `last_use` spares the way back for a model that is dropped next.
+    `last_use` spares the way back for a model that is dropped next; `models` of its size must have
+    room.
     """
     import torch
 
-    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 1.5 * _model_bytes(model):
+    wanted = 1.5 * models * _model_bytes(model)
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < wanted:
         yield
         return
     model.to("cuda")
@@ -221,4 +225,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def fingerprint(source: ModelSource, folder: Path) -> dict[str, str]:
     """SHA-256 of the files that hold the weights, by name."""
     files = [source.gguf] if source.gguf is not None else weight_files(folder)
-    return {path.name: sha256_file(path) for path in files}
+    names = (path.name for path in files)
+    return dict(zip(names, sha256_files(files), strict=True))

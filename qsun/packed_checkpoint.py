@@ -101,7 +101,7 @@ def _write_shards(tensors: Iterable[Named], folder: Path) -> list[dict[str, int]
         held = sum(one.nbytes for one in waiting.values())
         if waiting and held + tensor.nbytes > SHARD_BYTES:
             write()
-        waiting[name] = tensor.contiguous()
+        waiting[name] = tensor.cpu().contiguous()
     write()
     return shards
 

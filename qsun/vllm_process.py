@@ -6,7 +6,8 @@ It runs in the serving environment, which has no qsun: it imports nothing of it.
 processes run this file again, before anything of theirs.
 
 NIXL's progress thread looks for news without ever resting, and takes a whole core in every worker.
-NIXL has a setting for a pause between looks; its Python interface sets that to none.
+NIXL has a setting for a pause between looks; its Python interface sets that to none. NIXL is so
+loaded before vLLM limits what UCX keeps registered, which has to be done first: it is done here.
 
 When PARENT, the process that started this one, is gone, this one ends, and its process group, of
 which it must be the leader. A signal at the parent's death would not do: vLLM loses those that come
@@ -24,12 +25,14 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
+UCX_LIMIT = ("UCX_RCACHE_MAX_UNRELEASED", "1024")  # vLLM's own choice: without, UCX leaks
 PAUSE_US = 100  # takes the thread from a whole core to 2 % of one; a transfer takes longer
 LOOK_S, GRACE_S = 1.0, 5.0
 
 
 def pause_progress_threads(pause_us: int) -> None:
     """Have NIXL's progress threads rest between looks, from here on in this process."""
+    os.environ.setdefault(*UCX_LIMIT)
     try:
         agent = import_module("nixl._api").nixl_agent
     except ImportError:

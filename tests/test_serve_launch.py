@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -94,6 +95,19 @@ def test_sigterm_lets_answers_end_takes_nothing_new_and_leaves_nobody(
         assert [one for one in workers if is_alive(one)] == []
 
 
+def test_workers_of_one_gpu_start_one_after_another(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER_PACKAGE", "vllm")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with started(bundle, tmp_path) as served:
+        names = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
+        assert sorted(served.workers()) == sorted(names)
+        begun = [served.processes(name)[0].create_time() for name in names]
+        # A fake server takes longer than this to answer; all at once are a few milliseconds apart.
+        assert all(after - one > 0.2 for one, after in pairwise(begun))
+
+
 @pytest.mark.parametrize("name", ["decode-1", "prefill-0"])
 def test_a_killed_worker_is_replaced_while_others_answer(served: Serving, name: str) -> None:
     (first, *_) = served.processes(name)
@@ -133,8 +147,9 @@ def test_a_port_that_is_taken_is_named(bundle: Path, served: Serving) -> None:
 
 
 def test_a_dry_run_says_what_would_run(bundle: Path) -> None:
-    outcome = run_qsun("serve", bundle, "--decode", "3", "--dry-run")
+    outcome = run_qsun("serve", bundle, "--decode", "3", "--kv-cache", "1GiB", "--dry-run")
     assert outcome.exit_code == 0
+    assert outcome.stdout.count("--kv-cache-memory-bytes 1073741824") == 4
     assert outcome.stdout.count("qsun_guard") == 4
     assert "decode-2: decode, all tasks" in outcome.stdout
     assert outcome.stdout.splitlines()[-1] == "router: 127.0.0.1:8000, without keys"
@@ -169,6 +184,7 @@ def test_external_workers_are_routed_to_and_left_alone(
         (["--prefill", "mth=2"], 3, "--prefill mth: the tasks are code, math"),
         (["--decode", "0"], 3, "--decode 0: at least 1"),
         (["--prefill", "math"], 2, "give TASK=NUMBER"),
+        (["--kv-cache", "much"], 2, "'much' is not a number of bytes with a unit"),
         (["--external", "/no/such", "--decode", "2"], 2, "--external starts no workers"),
         (["--external", "/no/such/file"], 3, "is not a file of workers"),
         (["--api-keys", "/no/such/keys"], 3, "cannot be read"),

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from qsun.jobs.serve import Prepared
 
 
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    from qsun.files import bytes_of
+
+    try:
+        return None if value is None else bytes_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _counts(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for value in values:
@@ -31,6 +40,12 @@ def _counts(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     metavar="TASK=N",
     callback=_counts,
     help="Prefill workers for a task [default: 1; LoRA tasks share theirs].",
+)
+@click.option(
+    "--kv-cache",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Each worker's KV cache, as 6GiB [default: what vLLM finds free].",
 )
 @click.option(
     "--external",
@@ -53,6 +68,7 @@ def command(
     bundle: Path,
     decode: int,
     prefill: dict[str, int],
+    kv_cache: int | None,
     external: Path | None,
     host: str | None,
     port: int | None,
@@ -69,8 +85,10 @@ def command(
     with --external only the router. Ask for a task by its name as the `model`. BUNDLE must have
     passed `qsun verify`. SIGTERM and Ctrl-C let answers end first.
     """
-    if external is not None and (prefill or decode != 1 or logs):
-        raise click.UsageError("--external starts no workers: no --decode, --prefill or --logs")
+    if external is not None and (prefill or decode != 1 or logs or kv_cache):
+        raise click.UsageError(
+            "--external starts no workers: no --decode, --prefill, --kv-cache or --logs"
+        )
     from qsun.config import ServeConfig
     from qsun.jobs.serve import Request, prepare_serve, run_serve
     from qsun.settings import settings_from
@@ -87,6 +105,7 @@ def command(
             api_keys=api_keys,
             admin_keys=admin_keys,
             logs=logs,
+            cache_bytes=kv_cache,
             allowed=allow,
         )
     )

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ logger = init_logger(f"vllm.{__name__}")
 
 SEAL, SEPARATOR = "qsun", "|"
 SEAL_DIGITS = 16
+HASHING_THREADS = 8
 MARGIN_S = 1.0  # a clock's error between two machines, and the time between a look and its use
 RELEASE = "qsun_release"
 
@@ -256,8 +258,10 @@ class BundleFiles:
             GuardError: names those that differ.
         """
         name = folder.resolve().relative_to(self._root).as_posix()
-        listed = {path for path in self._files if path.startswith(f"{name}/")}
-        different = [path for path in sorted(listed) if not self._is_as_listed(path)]
+        listed = sorted(path for path in self._files if path.startswith(f"{name}/"))
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            alike = dict(zip(listed, pool.map(self._is_as_listed, listed), strict=True))
+        different = [path for path in listed if not alike[path]]
         if different or not listed:
             raise GuardError(f"not the bundle's files: {', '.join(different) or folder}")
 

@@ -18,7 +18,7 @@ from qsun.bundle import Manifest, PrefillModule, write_manifest
 from qsun.checkpoint_files import read_config_file
 from qsun.decode_recipe import QUANTIZATION
 from qsun.errors import ConfigError, DataError
-from qsun.files import digest_folder, publish_folder, write_json
+from qsun.files import digest_folder, link_or_copy, publish_folder, write_json
 from qsun.jobs.prepare_export import TUNING, Chosen, PreparedExport
 from qsun.kv_layout import kv_layout
 from qsun.launch_spec import launch_spec
@@ -28,6 +28,7 @@ from qsun.models import (
     fingerprint,
     load_model,
     load_tokenizer,
+    on_accelerator,
     serving_dtype,
 )
 from qsun.prefill_module import ADAPTER_CONFIG, load_prefill
@@ -60,7 +61,7 @@ def run_export(prepared: PreparedExport) -> dict[str, Any]:
         _write_tokenizer(opened, scratch / TOKENIZER)
         adapters = any(one.adapter is not None for one in prepared.chosen)
         if adapters:
-            shutil.copytree(opened, scratch / BASE, ignore=LEFT_OUT, symlinks=False)
+            _put(prepared, opened, scratch / BASE)
         _write_decode(prepared, scratch / DECODE)
         modules = [_write_prefill(prepared, one, scratch) for one in prepared.chosen]
         for one in prepared.chosen:
@@ -72,6 +73,12 @@ def run_export(prepared: PreparedExport) -> dict[str, Any]:
         manifest = replace(manifest, prefill=measured)
         _publish_last(prepared, manifest, scratch)
     return asdict(manifest)
+
+
+def _put(prepared: PreparedExport, module: Path, folder: Path) -> None:
+    """A module's files, without what was left beside them while it was made."""
+    put = link_or_copy if prepared.settings.link else shutil.copy2
+    shutil.copytree(module, folder, ignore=LEFT_OUT, copy_function=put)
 
 
 def _write_tokenizer(base: Path, folder: Path) -> None:
@@ -87,7 +94,7 @@ def _write_decode(prepared: PreparedExport, folder: Path) -> None:
 
     scheme = scheme_of(read_config_file(prepared.decode / "config.json"))
     if prepared.format is None or (scheme is not None and scheme.format == prepared.format):
-        shutil.copytree(prepared.decode, folder, ignore=LEFT_OUT)
+        _put(prepared, prepared.decode, folder)
     elif prepared.format == "awq" and scheme is not None:
         announce("rewriting the decode module in AutoAWQ's layout")
         folder.mkdir()
@@ -107,7 +114,7 @@ def _write_decode(prepared: PreparedExport, folder: Path) -> None:
 
 def _write_prefill(prepared: PreparedExport, one: Chosen, scratch: Path) -> PrefillModule:
     path = f"prefill/{one.task.name}"
-    shutil.copytree(one.folder, scratch / path, ignore=LEFT_OUT)
+    _put(prepared, one.folder, scratch / path)
     if one.adapter is not None:
         named = {"base_model_name_or_path": prepared.run.base.model}
         write_json(scratch / path / ADAPTER_CONFIG, dict(one.adapter) | named)
@@ -155,14 +162,16 @@ def _measured(
     from qsun.verify.numeric.hand_off_drift import hand_off_drift
 
     model, found = load_model(base, dtype), []
-    for module in modules:
-        path = scratch / f"verification/{module.task}.jsonl"
-        references = read_references(path, model.config.vocab_size)
-        boundary = Boundary(module.boundary)
-        prefill = load_prefill(scratch / module.path, base, dtype)
-        loss, _ = hand_off_drift(prefill, model, [], references, boundary)
-        alone, _ = hand_off_drift(model, model, [], references, boundary)
-        found.append(replace(module, reference_loss=loss, base_loss=alone))
+    with on_accelerator(model, last_use=True, models=2):
+        for module in modules:
+            path = scratch / f"verification/{module.task}.jsonl"
+            references = read_references(path, model.config.vocab_size)
+            boundary = Boundary(module.boundary)
+            prefill = load_prefill(scratch / module.path, base, dtype).to(model.device)
+            loss, _ = hand_off_drift(prefill, model, [], references, boundary)
+            alone, _ = hand_off_drift(model, model, [], references, boundary)
+            found.append(replace(module, reference_loss=loss, base_loss=alone))
+            del prefill
     return found
 
 

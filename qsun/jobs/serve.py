@@ -15,7 +15,7 @@ from qsun.errors import OutputError
 from qsun.launch_spec import LaunchSpec, launch_spec
 from qsun.serve.external import External, follow, read_external
 from qsun.serve.keys import Keys, read_keys
-from qsun.serve.plan import VISIBLE_GPUS, on_gpus, serving_plan
+from qsun.serve.plan import VISIBLE_GPUS, on_gpus, serving_plan, with_caches
 from qsun.serve.pool import Pool
 from qsun.verdict import require_verdict
 
@@ -26,7 +26,10 @@ PORT = 8000
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be served, how, and what the user takes responsibility for (`allowed`)."""
+    """What is to be served, how, and what the user takes responsibility for (`allowed`).
+
+    `cache_bytes` is the size of every worker's KV cache; None leaves it to vLLM.
+    """
 
     bundle: Path
     decode: int = 1
@@ -37,6 +40,7 @@ class Request:
     api_keys: Path | None = None
     admin_keys: Path | None = None
     logs: Path | None = None
+    cache_bytes: int | None = None
     allowed: tuple[str, ...] = ()
 
 
@@ -74,6 +78,7 @@ def prepare_serve(request: Request) -> Prepared:
         serving = find_serving_environment()
         spec = launch_spec(bundle.manifest, "cpu" if serving.on_cpu else "gpu")
         plan = serving_plan(spec, request.decode, request.prefill or {})
+        plan = with_caches(plan, request.cache_bytes) if request.cache_bytes else plan
         plan = plan if serving.on_cpu else on_gpus(plan, _gpus())
         python = serving.python
     return Prepared(

@@ -14,6 +14,7 @@ from loguru import logger
 from qsun.errors import ServingEnvironmentError
 from qsun.launch_spec import LaunchSpec, WorkerSpec
 from qsun.ports import free_ports
+from qsun.serve.plan import predecessors
 from qsun.serve.pool import Address, Pool
 from qsun.vllm_server import ServerCommand, last_errors, start_server, stop_servers
 from qsun.workers import worker_commands
@@ -48,6 +49,7 @@ class LocalWorkers:
 
     def __init__(self, plan: LaunchSpec, bundle: Path, python: Path, logs: Path) -> None:
         self._python = python
+        self._predecessors = predecessors(plan)
         logs.mkdir(parents=True, exist_ok=True)
         commands, ports = worker_commands(bundle, plan), free_ports(len(plan.workers))
         self._workers = [
@@ -61,7 +63,7 @@ class LocalWorkers:
         return [worker.address for worker in self._workers]
 
     async def supervise(self, pool: Pool, start_timeout_s: float) -> None:
-        """Start all and keep them running, until cancelled; then end all.
+        """Start all, those of one GPU in turn, and keep them running until cancelled; then end all.
 
         Raises:
             ServingEnvironmentError: one ended before it was ever ready, or was not in time.
@@ -79,6 +81,7 @@ class LocalWorkers:
                 worker.log.close()
 
     async def _keep(self, worker: _Process, pool: Pool, start_timeout_s: float) -> None:
+        await self._turn(worker, pool)
         begun = asyncio.get_running_loop().time()
         while True:
             worker.process = start_server(self._python, worker.command, worker.port, worker.log)
@@ -103,6 +106,12 @@ class LocalWorkers:
                 f"worker {worker.spec.name} ended with code {code}; starts again in {pause_s:g} s"
             )
             await asyncio.sleep(pause_s)
+
+    async def _turn(self, worker: _Process, pool: Pool) -> None:
+        """Wait until the worker that must answer first does, or is there no more."""
+        name = self._predecessors.get(worker.spec.name)
+        while name and (before := pool.get(name)) and not before.blocks:
+            await asyncio.sleep(LOOK_S)
 
     def _error(self, worker: _Process, what: str) -> ServingEnvironmentError:
         with suppress(OSError):

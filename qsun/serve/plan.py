@@ -10,8 +10,9 @@ from qsun.errors import ConfigError, bullet_list
 from qsun.launch_spec import LaunchSpec, WorkerSpec
 
 GPU_SHARE = 0.9  # of a GPU's memory, for all its workers together
+LEAST_SHARE = 0.01  # what vLLM then wants to find free; it takes what its cache's size says
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-SHARE_OPTION = "--gpu-memory-utilization"
+SHARE_OPTION, CACHE_OPTION = "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 
 
 def serving_plan(spec: LaunchSpec, decode: int, prefill: Mapping[str, int]) -> LaunchSpec:
@@ -49,10 +50,18 @@ def serving_plan(spec: LaunchSpec, decode: int, prefill: Mapping[str, int]) -> L
     return replace(spec, workers=tuple(copies))
 
 
+def with_caches(spec: LaunchSpec, cache_bytes: int) -> LaunchSpec:
+    """Every worker with a KV cache of this size, whatever memory it finds free."""
+    option = (CACHE_OPTION, str(cache_bytes))
+    workers = [replace(one, arguments=(*one.arguments, *option)) for one in spec.workers]
+    return replace(spec, workers=tuple(workers))
+
+
 def on_gpus(spec: LaunchSpec, gpus: Sequence[str]) -> LaunchSpec:
     """The workers dealt to these GPUs in turn; those on one share its memory evenly.
 
-    `gpus` are named as CUDA_VISIBLE_DEVICES names them.
+    `gpus` are named as CUDA_VISIBLE_DEVICES names them. A worker whose cache has a size by
+    `with_caches` has no share.
 
     Raises:
         ConfigError: there is no GPU.
@@ -63,11 +72,32 @@ def on_gpus(spec: LaunchSpec, gpus: Sequence[str]) -> LaunchSpec:
     workers = []
     for number, worker in enumerate(spec.workers):
         place = number % len(gpus)
-        share = () if on_each[place] == 1 else (SHARE_OPTION, f"{GPU_SHARE / on_each[place]:.3f}")
+        share = GPU_SHARE / on_each[place] if on_each[place] > 1 else None
+        share = LEAST_SHARE if CACHE_OPTION in worker.arguments else share
+        option = () if share is None else (SHARE_OPTION, f"{share:.3f}")
         environment = worker.environment | {VISIBLE_GPUS: gpus[place]}
-        arguments = (*worker.arguments, *share)
+        arguments = (*worker.arguments, *option)
         workers.append(replace(worker, arguments=arguments, environment=environment))
     return replace(spec, workers=tuple(workers))
+
+
+def predecessors(spec: LaunchSpec) -> dict[str, str]:
+    """Which worker must answer before another is started, by the other's name.
+
+    What vLLM takes for its cache is what it finds left of its share of a GPU while it starts: what
+    others take meanwhile would count as its own. So workers of one GPU start one after another,
+    but for those whose cache has a size.
+    """
+    found: dict[str, str] = {}
+    last: dict[str, str] = {}
+    for worker in spec.workers:
+        gpu = worker.environment.get(VISIBLE_GPUS)
+        if gpu is None or CACHE_OPTION in worker.arguments:
+            continue
+        if gpu in last:
+            found[worker.name] = last[gpu]
+        last[gpu] = worker.name
+    return found
 
 
 def _copies(worker: WorkerSpec, count: int) -> Iterator[WorkerSpec]:
