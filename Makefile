@@ -130,7 +130,7 @@ check: lint types test
 
 # The runs behind the README's table, at full length; each leaves its record.
 records: setup
-	rm -rf exports/records && mkdir -p exports/records
+	rm -rf exports/records exports/scores && mkdir -p exports/records
 	for name in w4 w3; do \
 	  $(BIN)/qsun quantize configs/smollm2-135m-$$name.yaml --out exports/records/$$name && \
 	  cp exports/records/$$name/records/quantization.json \
@@ -141,6 +141,9 @@ records: setup
 	$(BIN)/qsun verify exports/records/bundle --served
 	cp exports/records/bundle/records/verdict.json docs/records/smollm2-135m-verdict.json
 	cp exports/records/bundle/bundle.json docs/records/smollm2-135m-bundle/bundle.json
+	$(BIN)/qsun evaluate exports/records/bundle --tasks math.seen,tools.simple --limit 48 \
+	  --out exports/scores --set 'evaluate.tpot_streams=[]'
+	cp exports/scores/records/scorecard.json docs/records/smollm2-135m-scorecard.json
 	$(MAKE) example
 	$(BIN)/python -m tests.served_matrix docs/records/served-matrix.json exports/records/w4
 	$(BIN)/qsun quantize configs/smollm2-135m-w3.yaml --set quantize.bits=2 --out exports/records/w2
@@ -188,7 +191,8 @@ loads: setup
 example: setup
 	rm -f docs/example-report.html docs/example-report.md
 	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
-	  docs/records/smollm2-135m-w4.json $(LOAD_RECORDS) \
+	  docs/records/smollm2-135m-scorecard.json docs/records/smollm2-135m-w4.json \
+	  docs/records/decode-tpot.json $(LOAD_RECORDS) \
 	  --out docs/example-report.html --markdown docs/example-report.md
 
 # New pins from pyproject.toml and requirements/serving.in.

@@ -5,6 +5,7 @@ Records of one comparison, each with some of its subjects, are read together.
 
 from __future__ import annotations
 
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,17 @@ def table(folder: Path = RECORDS, model: str = "SmolLM2-135M-Instruct") -> str:
 
 
 def joined(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result with the subjects of all, which are of the same samples, rows and tests."""
-    same = ("samples", "rows", "tests", "response_tokens", FULL)
+    """One result with the subjects of all, which are of the same samples, rows and tests.
+
+    Full precision, judged on every host anew, agrees but for rounding.
+    """
+    same = ("samples", "rows", "tests", "response_tokens")
     first = results[0]
     bits: dict[str, dict[str, Any]] = {}
     for result in results:
         assert all(result[key] == first[key] for key in same), "one comparison's records"
+        for task, nats in result[FULL]["nats_per_token"].items():
+            assert isclose(nats, first[FULL]["nats_per_token"][task], rel_tol=1e-4), "one model's"
         for name, subjects in result["bits"].items():
             bits[name] = bits.get(name, {}) | subjects
     return {**first, "bits": bits}
@@ -109,6 +115,7 @@ def _legend(record: Record, result: dict[str, Any], tasks: list[str]) -> str:
         f"{result['rows']} responses behind its prefill module's cache, lower is better{nothing}. "
         "In brackets, 95 % paired bootstrap: by how much qsun is better. Perplexity is of plain "
         f"text without a prefill module. Each in a process of its own on "
-        f"{machine.get('accelerator') or machine['processor']}, up to two at a time: "
+        f"{machine.get('accelerator') or machine['processor']}, several at a time: compare minutes "
+        "roughly. "
         f"{packages}.{rounds} By `tests/compare_peers.py`."
     )

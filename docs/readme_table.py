@@ -1,4 +1,4 @@
-"""Write the README's measured tables from the records in `docs/records/`.
+"""Write the measured tables of the README and of `docs/kernels.md` from the records' numbers.
 
 Run `python docs/readme_table.py` after `make records`; a test fails while they disagree.
 """
@@ -14,16 +14,19 @@ import bits_table
 import chaos_table
 import drift_table
 import engines_table
+import kernel_table
 import overhead_table
 import peers_table
 import simulator_table
 import speed_table
 import systems_table
+import tpot_table
 import verdict_table
 
 from qsun.records import read_record
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/kernels.md")
 RECORDS = ("smollm2-135m-w4.json", "smollm2-135m-w3.json")
 LARGE = {"qsun": "gpu-8b-shape-w4-qsun.json", "llm-compressor's AWQ": "gpu-8b-shape-w4.json"}
 HEADER = (
@@ -95,8 +98,8 @@ def large_model() -> str:
     )
 
 
-def rendered(readme: str) -> str:
-    """`readme` with its tables replaced."""
+def rendered(page: str) -> str:
+    """`page` with its tables replaced."""
     tables = {
         "readme_table": table(),
         "systems_table": systems_table.table(),
@@ -110,12 +113,14 @@ def rendered(readme: str) -> str:
         "verdict_table": verdict_table.table(),
         "overhead_table": overhead_table.table(),
         "chaos_table": chaos_table.table(),
+        "kernel_table": kernel_table.table(),
+        "tpot_table": tpot_table.table(),
     }
     for name, text in tables.items():
-        readme = re.sub(MARKED.format(name), lambda _, text=text: text, readme, count=1, flags=re.S)
-    return readme
+        page = re.sub(MARKED.format(name), lambda _, text=text: text, page, count=1, flags=re.S)
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in (ROOT / name for name in PAGES):
+        path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -31,8 +31,9 @@ def _table(shape: str, sweeps: list[dict[str, Any]], context: int) -> str:
     }
     batches = sorted({batch for rows in times.values() for batch in rows})
     best = {
-        batch: min(rows[batch]["tpot_s"] for rows in times.values() if batch in rows)
+        batch: min(rows[batch]["tpot_s"] for rows in times.values())
         for batch in batches
+        if all(batch in rows for rows in times.values())
     }
     lines = [
         f"| {shape}, {context} tokens of context | {' | '.join(map(str, batches))} |",
@@ -40,7 +41,7 @@ def _table(shape: str, sweeps: list[dict[str, Any]], context: int) -> str:
     ]
     for sweep in sweeps:
         rows = times[sweep["label"]]
-        cells = [_cell(rows.get(batch), best[batch]) for batch in batches]
+        cells = [_cell(rows.get(batch), best.get(batch)) for batch in batches]
         lines.append(f"| {_name(sweep)} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -51,7 +52,7 @@ def _name(sweep: dict[str, Any]) -> str:
     return f"{sweep['name']}, {kernels}" if kernels else str(sweep["name"])
 
 
-def _cell(row: dict[str, Any] | None, best: float) -> str:
+def _cell(row: dict[str, Any] | None, best: float | None) -> str:
     if row is None:
         return ""
     shown = f"{1000 * row['tpot_s']:.2f}"
@@ -72,5 +73,6 @@ def _legend(result: dict[str, Any], sweeps: list[dict[str, Any]]) -> str:
         f"step must read, at the {one['bytes_per_s'] / 1e12:.1f} TB/s of a plain read. vLLM "
         f"{one['vllm']} on one {one['accelerator']}, {result['weights']} as weights, groups of "
         f"128, median of {one['rounds']} x {one['steps']} steps; two rounds differ by at most "
-        f"{100 * spread:.0f} %. Bold: the quickest of a batch. By `tests/gpu/decode_tpot.py`.\n"
+        f"{100 * spread:.0f} %. Bold: the quickest of a batch at which all were "
+        "measured. By `tests/gpu/decode_tpot.py`.\n"
     )

@@ -20,6 +20,7 @@ TIMES = Path(__file__).with_name("kernel_times.json")
 DEFAULT = "auto"
 """vLLM's own choice, as its `--linear-backend` calls it."""
 FULL_PRECISION = "bfloat16"
+NOTABLE = 0.97  # of a format's TPOT, to be told of
 FOUR_BITS = re.compile(r"(W4A16|.*stored in 4 bits)")
 
 
@@ -87,13 +88,14 @@ class KernelAdvice:
         others = {
             one.quickest_format: one.batch
             for one in reversed(self.by_batch)
-            if one.quickest_format != self.format
+            if one.quickest_tpot_s < NOTABLE * one.tpot_s
         }
         quicker = "".join(f"; {name} was quicker from {least}" for name, least in others.items())
-        where = ", ".join(str(self.measured[key]) for key in ("shape", "accelerator", "vllm"))
+        measured = self.measured
         return (
             f"kernels on a GPU: {kernels}, for about {self.decode_batch} answers at once; at "
-            f"{near.batch}, TPOT was {gains}{quicker} ({where})"
+            f"{near.batch}, TPOT was {gains}{quicker} ({measured['shape']}'s shape on one "
+            f"{measured['accelerator']}, vLLM {measured['vllm']})"
         )
 
 
@@ -105,7 +107,7 @@ def kernel_advice(
     It is of the measured shape whose cache is nearest in size a token. None where nothing like the
     scheme was measured.
     """
-    format_ = _measured_format(scheme)
+    format_ = measured_format(scheme)
     measured = _times()
     if format_ is None or not measured["shapes"]:
         return None
@@ -151,7 +153,8 @@ def choose(
     return KernelAdvice(format_, decode_batch, best.backend, advised, measured)
 
 
-def _measured_format(scheme: str) -> str | None:
+def measured_format(scheme: str) -> str | None:
+    """The format among the measured ones that a scheme is served as; None where none is."""
     if not FOUR_BITS.match(scheme):
         return None
     return f"W4A16 {'asymmetric' if ' asymmetric,' in scheme else 'symmetric'}"

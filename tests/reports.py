@@ -127,6 +127,30 @@ def latency(bundle: str | None = None) -> dict[str, Any]:
     }
 
 
+def kernel_times() -> dict[str, Any]:
+    def sweep(name: str, backend: str, kernels: list[str], ms: float) -> dict[str, Any]:
+        rows = [
+            {
+                **{"batch": batch, "context_tokens": context, "tpot_s": (ms + batch) / 1000},
+                **({"floor_s": ms / 4000} if backend == "auto" else {}),
+            }
+            for context in (512, 2048)
+            for batch in (1, 8)
+        ]
+        label = name if backend == "auto" else f"{name}, {backend}"
+        told = {"shape": "large", "name": name, "label": label, "backend": backend}
+        return told | {"kernels": kernels, "tpot": rows}
+
+    return {
+        "sweeps": [
+            sweep("bfloat16", "auto", [], 5),
+            sweep("W4A16 asymmetric", "auto", ["Machete"], 4),
+            sweep("W4A16 asymmetric", "marlin", ["Marlin"], 3),
+            sweep("FP8 W8A8", "auto", ["Cutlass"], 3.5),
+        ]
+    }
+
+
 def point(rate: float | None, alpha: float | None, tokens: float, **load: Any) -> dict[str, Any]:
     metrics = {
         **{"tokens_per_s": tokens, "tokens_per_s_per_decode_worker": tokens / 2},

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("checkpoint_files", "skeleton", "models", "gguf_file", "decode_checkpoint", "scoring"),
-        *("environments", "vllm_process", "vllm_server", "inspection", "doctor"),
+        *("environments", "ports", "vllm_process", "vllm_server", "inspection", "doctor"),
         *("rows", "calls", "functions", "chats", "tasks", "processes"),
         *("handoff", "generation", "prefill_module", "references", "rounding", "gemm_checkpoint"),
         *("decode_recipe", "packed_checkpoint", "block"),
@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "guard",
             "bundle",
             "verdict",
+            "kernel_advice",
             "launch_spec",
             "hub",
             "workers",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qsun.files import sha256_file
-from qsun.report.blocks import Notice, Page, Section, Table
+from qsun.report.blocks import Notice, Page, Picture, Section, Table, Text
 from qsun.report.contents import contents_of
 from qsun.report.html import html_page
 from qsun.report.markdown import markdown_page, plain
@@ -22,6 +22,7 @@ from tests.reports import (
     check,
     every_record,
     fleet,
+    kernel_times,
     latency,
     point,
     put,
@@ -105,10 +106,11 @@ def test_what_is_not_recorded_has_no_section_but_a_command(tmp_path: Path) -> No
     assert {one.what: one.command for one in page.absent}["the scorecard"].startswith(
         "qsun evaluate"
     )
-    assert len(page.absent) == 6
+    assert len(page.absent) == 7
     assert [one.what for one in page.absent] == [
         *("what the bundle is", "the scorecard", "errors and bits by layer"),
-        *("TPOT by decode batch", "throughput and TPOT under load", "decode workers needed"),
+        *("TPOT by decode batch", "TPOT by format and kernel on a GPU"),
+        *("throughput and TPOT under load", "decode workers needed"),
     ]
 
 
@@ -194,6 +196,31 @@ def test_latencies_of_other_hardware_are_apart(tmp_path: Path) -> None:
     assert notices(section)[0].startswith("Not compared: these were measured on other hardware: ")
     assert len(pictures(section)) == 2
     assert section.sources[1].hardware == "Another"
+
+
+def test_kernels_stand_side_by_side_and_the_bundle_has_its_advice(tmp_path: Path) -> None:
+    put_bundle(tmp_path / "bundle")
+    path = put(tmp_path / "k.json", "decode-tpot", kernel_times())
+    section = section_of(tmp_path / "bundle", path, title="TPOT by format and kernel")
+    assert section.summary == "bfloat16, W4A16 asymmetric, FP8 W8A8"
+    short, long = tables(section)
+    assert short.caption == "TPOT in ms by decode batch: large, contexts of 512 tokens"
+    assert short.header == ("format", "kernel", "1", "8")
+    assert short.rows == (
+        ("bfloat16", "vLLM's choice", "6.00", "13.0"),
+        ("W4A16 asymmetric", "Machete", "5.00", "12.0"),
+        ("W4A16 asymmetric", "Marlin", "4.00", "11.0"),
+        ("FP8 W8A8", "Cutlass", "4.50", "11.5"),
+    )
+    assert "2048" in long.caption
+    told = " ".join(block.text for block in section.blocks if isinstance(block, Text))
+    assert "For this bundle, kernels on a GPU: marlin, for about 32 answers at once" in told
+    drawn = section.blocks[2]
+    assert isinstance(drawn, Picture)
+    assert "W4A16 asymmetric, marlin: 4.00 at 1, 11.0 at 8" in drawn.text
+    assert "W4A16 asymmetric, floor: 1.00 at 1" in drawn.text
+    assert "FP8" not in drawn.text
+    assert "bfloat16, floor" not in drawn.text
 
 
 def test_a_scorecards_tpot_is_shown_too(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.reports import (
     OTHER_BUNDLE,
     bench,
     fleet,
+    kernel_times,
     latency,
     put,
     put_bundle,
@@ -31,7 +32,9 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = (
     "docs/records/smollm2-135m-bundle",
     "docs/records/smollm2-135m-verdict.json",
+    "docs/records/smollm2-135m-scorecard.json",
     "docs/records/smollm2-135m-w4.json",
+    "docs/records/decode-tpot.json",
     *(f"docs/records/loads/bench-{system}.json" for system in ("isolated", "sun", "qsun")),
     *(f"docs/records/loads/{name}.json" for name in ("latency-sun", "latency-qsun", "fleet")),
 )
@@ -162,6 +165,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "scorecard": scorecard(),
     "quantization": quantization(),
     "latency": latency(),
+    "decode-tpot": kernel_times(),
     "bench": bench("sun"),
     "simulation": fleet(),
 }

@@ -6,6 +6,7 @@ from qsun import __version__
 from qsun.report.blocks import Absent, Page
 from qsun.report.sections.bundle import bundle_section
 from qsun.report.sections.fleet import fleet_section
+from qsun.report.sections.kernels import kernels_section
 from qsun.report.sections.latency import latency_section
 from qsun.report.sections.load import load_section
 from qsun.report.sections.quantization import quantization_section
@@ -20,6 +21,12 @@ SECTIONS = (
     (scorecard_section, Absent("the scorecard", "qsun evaluate BUNDLE --floor FLOORS")),
     (quantization_section, Absent("errors and bits by layer", "qsun quantize CONFIG")),
     (latency_section, Absent("TPOT by decode batch", "qsun bench BUNDLE --curves --out FILE")),
+    (
+        kernels_section,
+        Absent(
+            "TPOT by format and kernel on a GPU", "python -m tests.gpu.decode_tpot RECORD STATE"
+        ),
+    ),
     (
         load_section,
         Absent(

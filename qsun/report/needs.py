@@ -107,6 +107,12 @@ NEEDS: dict[str, dict[str, Value]] = {
         **_below("prefill?.[]", dict.fromkeys(("prompt_tokens", "seconds"), NUMBER)),
         "hand_off_s?": NUMBER,
     },
+    "decode-tpot": {
+        **_below("sweeps.[+]", dict.fromkeys(("shape", "name", "label", "backend"), TEXT)),
+        "sweeps.[+].kernels.[]": TEXT,
+        **_below("sweeps.[+].tpot.[+]", {"batch": NUMBER, "context_tokens": NUMBER}),
+        **_below("sweeps.[+].tpot.[+]", {"tpot_s": NUMBER, "floor_s?": NUMBER}),
+    },
     "bench": {
         "bundle": TEXT_OR_NONE,
         "system": TEXT_OR_NONE,
