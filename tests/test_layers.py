@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "worker_counts",
             "disaggregation",
             "policy",
+            "room_queue",
             "workload",
             "latency_summary",
         ),

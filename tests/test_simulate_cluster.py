@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import count
 from random import Random
+from typing import cast
 
 import pytest
 import simpy
@@ -190,7 +191,7 @@ class Both:
 
     def held(self) -> dict[int, Slot]:
         given = {number: one for number, one in self.events.items() if one.triggered}
-        return {number: one.value for number, one in given.items() if isinstance(one.value, Slot)}
+        return {number: cast("Slot", one.value) for number, one in given.items()}
 
     def move(self, number: int, avoid: frozenset[str]) -> None:
         self._router.move(self.routed[number], avoid)

@@ -9,7 +9,8 @@ import simpy
 
 from qsun.config import ServeConfig
 from qsun.policy import Policy
-from qsun.simulate.admission import Admission, Slot
+from qsun.room_queue import Slot
+from qsun.simulate.admission import Admission
 from qsun.simulate.curves import Timing
 from qsun.simulate.decode_worker import DecodeWorker, Process, Room
 from qsun.simulate.journey import Journey, Outcome

@@ -80,6 +80,10 @@ class DecodeWorker:
         blocks = self.room.blocks or 1
         return Load(self.name, self.in_flight, self.room.streams, self.reserved_blocks, blocks)
 
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that hold so many tokens; 0 where they are no limit."""
+        return self.room.blocks_for(tokens)
+
     def has_room(self, tokens: int) -> bool:
         """Whether it can take one more request of so many tokens, prompt and answer."""
         if self.in_flight >= self.room.streams:
