@@ -149,8 +149,10 @@ def main() -> None:
         Model("qwen3", state, given, needs, asked.samples, asked.iterations, asked.making_gib),
     ]
     tuning = chosen(plan.jobs(), ",".join(MODULES))
+    # The long training comes first: quantizers that are ready earlier would leave it no room.
     tuning = [
-        replace(job, gib=max(job.gib, asked.making_gib)) if job.gib else job for job in tuning
+        replace(job, gib=max(job.gib, asked.making_gib), reserved=True) if job.gib else job
+        for job in tuning
     ]
     jobs = [*tuning, *shape_jobs(state), *(job for model in models for job in model.jobs())]
     jobs = [job for job in jobs if any(part in job.name for part in asked.only.split(","))]
