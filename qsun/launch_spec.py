@@ -8,23 +8,28 @@ answer, or end the engine of all tasks.
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, bullet_list
-from qsun.files import GIB
 from qsun.kernel_advice import kernel_advice
-from qsun.kv_layout import DTYPE_BYTES
-from qsun.vllm_server import COMMON_ENVIRONMENT, CPU_ENVIRONMENT
-
-Accelerator = Literal["cpu", "gpu"]
-Role = Literal["prefill", "decode"]
+from qsun.launch_arguments import (
+    BASE_NAME,
+    DECODE_NAME,
+    LORA_RANKS,
+    SIDE_CHANNEL_PORT,
+    Accelerator,
+    Role,
+    arguments,
+    environment,
+    models,
+    worker_label,
+)
 
 SCHEMA = 1
 LAUNCH_SPEC = "serving/launch.json"
@@ -32,19 +37,8 @@ NOTE = (
     "Workers bind to loopback or to addresses inside the cluster. Clients must never reach them: "
     "the router alone keeps tasks apart and prompts away from the decode module."
 )
-# What the models that no client may ask for are called on their workers.
-DECODE_NAME = "decode"
-BASE_NAME = "no-task"
 SERVED_BOUNDARY = "n-1"
 ROUTER_PORT = 8000
-SIDE_CHANNEL_PORT = 5600
-CPU_BLOCK_TOKENS = 128
-GUARD_MODULE = "qsun_guard"
-LEASE_S = 30
-"""How long a prompt's cache is kept for the decode worker that is to fetch it."""
-DECODE_STREAMS = 256
-"""Requests that a decode worker answers at once: one more would wait there, its lease running."""
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes no others
 TASK_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
 PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -112,13 +106,13 @@ def launch_spec(manifest: Manifest, accelerator: Accelerator) -> LaunchSpec:
             tasks=model.tasks,
             folder=model.folder,
             arguments=(
-                *_arguments(manifest, accelerator, model),
+                *arguments(manifest, accelerator, model),
                 *(kernel if model.role == "decode" else ()),
                 *model.arguments,
             ),
-            environment=_environment(manifest, accelerator, SIDE_CHANNEL_PORT + index),
+            environment=environment(manifest, accelerator, SIDE_CHANNEL_PORT + index),
         )
-        for index, model in enumerate(_models(manifest))
+        for index, model in enumerate(models(manifest))
     )
     told = None if advice is None else json.loads(json.dumps(asdict(advice)))
     return LaunchSpec(accelerator, workers, advice=told)
@@ -142,105 +136,6 @@ def read_launch_spec(path: Path) -> LaunchSpec:
         return LaunchSpec(workers=workers, **value)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise IncompatibleError(f"{path} is not a launch spec: {error!r}") from error
-
-
-def worker_label(task: str) -> str:
-    """A task's name as a host name takes it: lower case, no dots or underscores."""
-    return re.sub(r"[._]", "-", task.lower())
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A checkpoint that gets a worker; `arguments` are its own alone."""
-
-    worker: str
-    role: Role
-    tasks: tuple[str, ...]
-    folder: str
-    served_name: str
-    arguments: tuple[str, ...] = ()
-
-
-def _models(manifest: Manifest) -> Iterator[_Model]:
-    base, adapters = manifest.base_path, [one for one in manifest.prefill if one.module == "lora"]
-    if base is not None and adapters:
-        tasks = tuple(module.task for module in adapters)
-        arguments = _lora_arguments(base, adapters)
-        yield _Model("prefill", "prefill", tasks, base, BASE_NAME, arguments)
-    for module in manifest.prefill:
-        if module.module == "full":
-            worker = f"prefill-{worker_label(module.task)}"
-            yield _Model(worker, "prefill", (module.task,), module.path, module.task)
-    tasks = tuple(module.task for module in manifest.prefill)
-    yield _Model("decode", "decode", tasks, manifest.decode_path, DECODE_NAME)
-
-
-def _arguments(manifest: Manifest, accelerator: Accelerator, model: _Model) -> Iterator[str]:
-    yield from ("--model", "./", "--served-model-name", model.served_name)
-    yield from ("--tokenizer", posixpath.relpath(manifest.tokenizer_path, model.folder))
-    yield from ("--max-model-len", str(manifest.max_tokens))
-    yield from ("--dtype", str(manifest.kv_layout["dtype"]))
-    yield from ("--kv-cache-dtype", manifest.kv_cache_dtype)
-    yield from ("--kv-transfer-config", json.dumps(_kv_transfer(accelerator, model)))
-    # A prompt may hold an earlier response. D has that one's keys and values in its own cache, but
-    # a prompt's have to come from P.
-    yield f"--{'no-' if model.role == 'decode' else ''}enable-prefix-caching"
-    yield from ("--seed", "0", "--no-trust-remote-code", "--no-enable-log-requests")
-    if model.role == "decode":
-        yield from ("--max-num-seqs", str(DECODE_STREAMS))
-    if accelerator == "cpu":
-        yield from ("--block-size", str(CPU_BLOCK_TOKENS), "--enforce-eager")
-
-
-def _kv_transfer(accelerator: Accelerator, model: _Model) -> dict[str, Any]:
-    return {
-        "kv_connector": "NixlConnector",
-        # The guard: vLLM's connector under its own name, with refusals. See guard/qsun_guard.py.
-        "kv_connector_module_path": GUARD_MODULE,
-        "kv_role": "kv_both",
-        "kv_buffer_device": "cpu" if accelerator == "cpu" else "cuda",
-        # The other policy lets D compute the prompt: the wrong model, with status 200.
-        "kv_load_failure_policy": "fail",
-        "kv_connector_extra_config": {
-            "enforce_handshake_compat": True,
-            "kv_lease_duration": LEASE_S,
-            "qsun_bundle": posixpath.relpath(".", model.folder),
-            "qsun_role": model.role,
-        },
-    }
-
-
-def _lora_arguments(folder: str, adapters: Sequence[PrefillModule]) -> tuple[str, ...]:
-    rank = max(module.rank or 0 for module in adapters)
-    return (
-        "--enable-lora",
-        *("--max-lora-rank", str(next(allowed for allowed in LORA_RANKS if allowed >= rank))),
-        *("--max-loras", str(len(adapters)), "--lora-modules"),
-        *(f"{module.task}={posixpath.relpath(module.path, folder)}" for module in adapters),
-    )
-
-
-def _environment(manifest: Manifest, accelerator: Accelerator, side_channel: int) -> dict[str, str]:
-    found = COMMON_ENVIRONMENT | {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
-        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_channel),
-    }
-    if accelerator == "gpu":
-        del found["TORCHDYNAMO_DISABLE"]
-        return found | {"UCX_TLS": "all"}
-    found |= CPU_ENVIRONMENT
-    found["UCX_TLS"] = "tcp,sm,self,cma"
-    found["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib(manifest))
-    # Bound to cores, several workers of one host would all take the same ones.
-    found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    return found
-
-
-def _cpu_cache_gib(manifest: Manifest) -> int:
-    """Whole GiB that hold the longest request; with less, vLLM does not start."""
-    layout = manifest.kv_layout
-    per_token = 2 * layout["layers"] * layout["kv_heads"] * layout["head_dim"]
-    return 1 + int(manifest.max_tokens * per_token * DTYPE_BYTES[layout["dtype"]] // GIB)
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import orjson
 
 from qsun.disaggregation import COMPLETIONS, KEEP_FOR_DECODE, WrittenAs
-from qsun.launch_spec import DECODE_NAME
+from qsun.launch_arguments import DECODE_NAME
 from qsun.serve.asked import Asked
 
 HEAD_END = b"\r\n\r\n"

@@ -13,15 +13,8 @@ import pytest
 from qsun.environments import serving_python
 from qsun.errors import IncompatibleError
 from qsun.export.containers import VLLM_IMAGE
-from qsun.launch_spec import (
-    DECODE_STREAMS,
-    GUARD_MODULE,
-    LEASE_S,
-    Accelerator,
-    WorkerSpec,
-    launch_spec,
-    read_launch_spec,
-)
+from qsun.launch_arguments import DECODE_STREAMS, GUARD_MODULE, LEASE_S, Accelerator
+from qsun.launch_spec import WorkerSpec, launch_spec, read_launch_spec
 from tests.manifests import KV_LAYOUT, manifest, prefill_module
 
 # vLLM's own parser, in its own environment; no engine is made. Shortened names are refused, which

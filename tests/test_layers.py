@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "bundle",
             "verdict",
             "kernel_advice",
+            "launch_arguments",
             "launch_spec",
             "hub",
             "workers",

@@ -19,7 +19,8 @@ from qsun.export.containers import (
     router_container,
     worker_containers,
 )
-from qsun.launch_spec import GUARD_MODULE, LaunchSpec
+from qsun.launch_arguments import GUARD_MODULE
+from qsun.launch_spec import LaunchSpec
 
 WORKERS_NETWORK = "workers"
 CLIENTS_NETWORK = "clients"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsun import __version__
-from qsun.launch_spec import GUARD_MODULE, NOTE, LaunchSpec, WorkerSpec
+from qsun.launch_arguments import GUARD_MODULE
+from qsun.launch_spec import NOTE, LaunchSpec, WorkerSpec
 from qsun.vllm_server import SERVER_MODULE
 from qsun.workers import GUARD
 

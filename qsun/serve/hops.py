@@ -12,7 +12,7 @@ import orjson
 
 from qsun.config import ServeConfig
 from qsun.disaggregation import COMPLETIONS, KEEP_FOR_DECODE, HandOffError, handed_over
-from qsun.launch_spec import DECODE_NAME
+from qsun.launch_arguments import DECODE_NAME
 from qsun.serve.asked import Asked, Piece
 from qsun.serve.pool import Worker
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from qsun.launch_spec import DECODE_NAME, DECODE_STREAMS
+from qsun.launch_arguments import DECODE_NAME, DECODE_STREAMS
 from qsun.policy import Load
 
 Role = Literal["prefill", "decode"]

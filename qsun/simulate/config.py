@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qsun.errors import ConfigError, bullet_list, nearest
-from qsun.launch_spec import DECODE_STREAMS
+from qsun.launch_arguments import DECODE_STREAMS
 from qsun.policy import Policy
 from qsun.simulate.curve_records import Curves
 from qsun.workload import Workload, problems_of

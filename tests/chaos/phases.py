@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from qsun.launch_spec import LEASE_S
+from qsun.launch_arguments import LEASE_S
 from qsun.vllm_server import ServerCommand
 from tests.chaos.impostors import other_bundle, stock_decode, stock_prefill
 from tests.chaos.load import Chaos

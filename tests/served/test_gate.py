@@ -18,13 +18,8 @@ import pytest
 
 from qsun.bundle import Bundle
 from qsun.environments import ServingEnvironment, find_serving_environment
-from qsun.launch_spec import (
-    BASE_NAME,
-    CPU_BLOCK_TOKENS,
-    LAUNCH_SPEC,
-    LaunchSpec,
-    read_launch_spec,
-)
+from qsun.launch_arguments import BASE_NAME, CPU_BLOCK_TOKENS
+from qsun.launch_spec import LAUNCH_SPEC, LaunchSpec, read_launch_spec
 from qsun.verdict import Check, Outcome
 from qsun.verify.served import level
 from qsun.verify.served.in_process import InProcess

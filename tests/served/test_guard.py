@@ -14,7 +14,7 @@ import pytest
 from qsun.bundle import Bundle
 from qsun.disaggregation import COMPLETIONS, KEEP_FOR_DECODE, Asked
 from qsun.environments import find_serving_environment
-from qsun.launch_spec import LEASE_S
+from qsun.launch_arguments import LEASE_S
 from qsun.vllm_server import VllmServer
 from qsun.workers import GUARD
 from tests.serving import Serving

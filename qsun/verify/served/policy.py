@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from qsun.launch_spec import GUARD_MODULE, LaunchSpec, WorkerSpec
+from qsun.launch_arguments import GUARD_MODULE
+from qsun.launch_spec import LaunchSpec, WorkerSpec
 from qsun.verdict import Check, Outcome
 from qsun.verify.static.serving_files import value_of, values_of
 from qsun.verify.steps import enumerated

@@ -9,7 +9,8 @@ from typing import Any
 
 from qsun.bundle import Manifest, PrefillModule
 from qsun.errors import IncompatibleError, UncheckedError
-from qsun.launch_spec import GUARD_MODULE, LAUNCH_SPEC, WorkerSpec, read_launch_spec
+from qsun.launch_arguments import GUARD_MODULE
+from qsun.launch_spec import LAUNCH_SPEC, WorkerSpec, read_launch_spec
 from qsun.verify.static.contract import manifest_layout
 from qsun.verify.steps import enumerated
 
