@@ -8,6 +8,7 @@ from typing import Any
 from qsun.records import read_record
 
 RECORDS = tuple(Path(__file__).parent / "records" / f"engines-{n}.json" for n in (32, 512))
+ANSWERS = Path(__file__).parent / "records" / "engines-answers.json"
 CALIBRATION = "`calib/math-tools-served.yaml`"
 LABELS = {"llmcompressor": "AWQ by llm-compressor", "qsun": "engine qsun"}
 
@@ -32,7 +33,7 @@ def table() -> str:
         f"\nNats a response token behind each task's prefill module ({result['rows']} validation "
         f"rows a task at most); in brackets by how much engine qsun's is lower, with a 95 % paired "
         f"interval. Samples of {CALIBRATION}; {machines}, both engines of a row in one run, each a "
-        "process of its own, by `tests/compare_engines.py`."
+        f"process of its own, by `tests/compare_engines.py`. {_answers()}"
     )
     return "\n".join(lines) + "\n"
 
@@ -58,3 +59,22 @@ def _loss(positions: dict[str, Any], engine: str) -> str:
     least, most = positions["interval"]
     lower = f"{positions['qsun_lower_by']:.3f} ({least:.3f} to {most:.3f})"
     return f"{positions['qsun']:.3f} [{lower}]"
+
+
+def _answers() -> str:
+    """Right answers behind the prefill module, of decode modules made as in the table."""
+    result = read_record(ANSWERS, "engine-comparison").result
+    told = []
+    for bits, found in result["bits"].items():
+        for test, right in found["answers"].items():
+            least, most = (100 * one for one in right["interval"])
+            told.append(
+                f"{bits.removeprefix('w')} bits {100 * right['qsun']:.1f} % by engine qsun and "
+                f"{100 * right['llmcompressor']:.1f} % by llm-compressor's AWQ ({least:+.1f} to "
+                f"{most:+.1f}; {right['prompts']} prompts of {test})"
+            )
+    full = next(iter(next(iter(result["bits"].values()))["answers"].values()))
+    return (
+        f"Right answers, {result['samples']} samples: bfloat16 {100 * full['full_precision']:.1f} "
+        f"%; {'; '.join(told)}."
+    )
