@@ -1,6 +1,6 @@
 """Which of vLLM's kernels a decode worker multiplies by, chosen by measured TPOT.
 
-On an H200, vLLM takes the quicker kernel at no batch that pooling makes it answer, and asks nobody.
+vLLM takes the first of its kernels that can multiply a format, whatever the batch.
 `kernel_times.json` has the times of `docs/records/decode-tpot.json`; `docs/kernel_times.py` writes
 it.
 """
