@@ -115,7 +115,7 @@ def _legend(record: Record, result: dict[str, Any], tasks: list[str]) -> str:
         f"{result['rows']} responses behind its prefill module's cache, lower is better{nothing}. "
         "In brackets, 95 % paired bootstrap: by how much qsun is better. Perplexity is of plain "
         f"text without a prefill module. Each in a process of its own on "
-        f"{machine.get('accelerator') or machine['processor']}, several at a time: compare minutes "
-        "roughly. "
+        f"{machine.get('accelerator') or machine['processor']}, several at a time, so that "
+        "minutes are rough: "
         f"{packages}.{rounds} By `tests/compare_peers.py`."
     )

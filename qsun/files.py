@@ -62,9 +62,9 @@ def digest_folder(folder: Path) -> dict[str, str]:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name; a copy where the two would lie on different disks."""
+    """Give a file, or the one behind a symbolic link, a second name; a copy on another disk."""
     try:
-        os.link(source, target)
+        os.link(Path(source).resolve(), target)
     except OSError:
         shutil.copy2(source, target)
 

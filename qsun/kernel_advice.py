@@ -82,13 +82,14 @@ class KernelAdvice:
         """What was chosen, what it gains, and where another format would be quicker."""
         near = min(self.by_batch, key=lambda one: abs(one.batch - self.decode_batch))
         kernels = "those that vLLM chooses" if self.backend == DEFAULT else self.backend
-        gains = f"{near.tpot_s / near.full_precision_tpot_s:.2f} of {FULL_PRECISION}'s"
-        if near.backend != DEFAULT:
-            gains += f" and {near.tpot_s / near.default_tpot_s:.2f} of vLLM's own choice's"
+        tpot_s = near.default_tpot_s if self.backend == DEFAULT else near.tpot_s
+        gains = f"{tpot_s / near.full_precision_tpot_s:.2f} of {FULL_PRECISION}'s"
+        if self.backend != DEFAULT:
+            gains += f" and {tpot_s / near.default_tpot_s:.2f} of vLLM's own choice's"
         others = {
             one.quickest_format: one.batch
             for one in reversed(self.by_batch)
-            if one.quickest_tpot_s < NOTABLE * one.tpot_s
+            if one.quickest_format != self.format and one.quickest_tpot_s < NOTABLE * one.tpot_s
         }
         quicker = "".join(f"; {name} was quicker from {least}" for name, least in others.items())
         measured = self.measured

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from qsun.bundle import read_bundle, write_manifest
 from qsun.decode_checkpoint import DecodeCheckpoint, weights_digest
 from qsun.errors import IncompatibleError
-from qsun.files import digest_folder
+from qsun.files import digest_folder, link_or_copy
 from qsun.records import PICTURE, REPORT
 from qsun.verdict import VERDICT, require_verdict
 from tests.builders import tiny_model
@@ -60,6 +60,16 @@ def exported(modules: dict[str, Path], folder: Path, module: str, *options: str)
     outcome = run_qsun("export", config, "--out", folder / "bundle", *options)
     assert outcome.exit_code == 0, outcome.stderr
     return folder / "bundle"
+
+
+def test_a_link_to_a_file_gives_the_file_another_name(tmp_path: Path) -> None:
+    """As in the Hub's cache, where a model's files are symbolic links."""
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "named").symlink_to("blob")
+    (tmp_path / "bundle").mkdir()
+    link_or_copy(str(tmp_path / "named"), str(tmp_path / "bundle" / "named"))
+    assert not (tmp_path / "bundle" / "named").is_symlink()
+    assert (tmp_path / "bundle" / "named").samefile(tmp_path / "blob")
 
 
 def test_linked_modules_are_not_copied_and_stay_as_they_are(

@@ -16,6 +16,7 @@ from tests.manifests import KV_LAYOUT, manifest
 DOCS = Path(__file__).parents[1] / "docs"
 FOUR = "W4A16 asymmetric"
 LLAMA = KV_LAYOUT | {"layers": 32, "kv_heads": 8, "head_dim": 128}
+MEASURED = {"shape": "large", "accelerator": "A GPU", "vllm": "1.0"}
 TIMES = [
     KernelTime(FULL_PRECISION, DEFAULT, {1: 5.0, 8: 5.1, 64: 6.7, 256: 13.9}),
     KernelTime(FOUR, DEFAULT, {1: 4.0, 8: 4.1, 64: 6.6, 256: 13.3}),
@@ -47,6 +48,19 @@ def test_every_measured_batch_is_advised_on_and_the_quickest_format_named() -> N
     }
     assert [one.default_tpot_s for one in advice.by_batch] == [4.0, 4.1, 6.6, 13.3]
     assert [one.full_precision_tpot_s for one in advice.by_batch] == [5.0, 5.1, 6.7, 13.9]
+
+
+def test_what_is_told_is_of_the_kernel_that_is_taken() -> None:
+    told = {batch: choose(TIMES, FOUR, batch, MEASURED) for batch in (8, 500)}
+    texts = {batch: one.text for batch, one in told.items() if one is not None}
+    assert "marlin, for about 8 answers at once; at 8, TPOT was 0.69 of bfloat16's" in texts[8]
+    assert "and 0.85 of vLLM's own choice's; FP8 W8A8 was quicker from 64" in texts[8]
+    assert "those that vLLM chooses, for about 500" in texts[500]
+    assert "0.96 of bfloat16's; " in texts[500]
+    ahead = [*TIMES[:2], KernelTime(FOUR, "marlin", {1: 3.0, 8: 3.0, 64: 6.0, 256: 9.0})]
+    beyond = choose(ahead, FOUR, 500, MEASURED)
+    assert beyond is not None
+    assert "0.96 of bfloat16's (" in beyond.text  # vLLM's own choice's, which is taken
 
 
 def test_between_measured_batches_times_lie_on_a_line() -> None:

@@ -185,6 +185,7 @@ def test_external_workers_are_routed_to_and_left_alone(
         (["--decode", "0"], 3, "--decode 0: at least 1"),
         (["--prefill", "math"], 2, "give TASK=NUMBER"),
         (["--kv-cache", "much"], 2, "'much' is not a number of bytes with a unit"),
+        (["--kv-cache", "0GiB"], 2, "0GiB: a cache of no size"),
         (["--external", "/no/such", "--decode", "2"], 2, "--external starts no workers"),
         (["--external", "/no/such/file"], 3, "is not a file of workers"),
         (["--api-keys", "/no/such/keys"], 3, "cannot be read"),

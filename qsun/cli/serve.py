@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     from qsun.files import bytes_of
 
+    if value is None:
+        return None
     try:
-        return None if value is None else bytes_of(value)
+        found = bytes_of(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    if not found:
+        raise click.BadParameter(f"{value}: a cache of no size holds no prompt")
+    return found
 
 
 def _counts(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qsun import __version__
-from qsun.report.blocks import Absent, Page
+from qsun.report.blocks import Absent, Page, Section
 from qsun.report.sections.bundle import bundle_section
 from qsun.report.sections.fleet import fleet_section
 from qsun.report.sections.kernels import kernels_section
@@ -14,19 +16,14 @@ from qsun.report.sections.scorecard import scorecard_section
 from qsun.report.sections.verdict import verdict_section
 from qsun.report.sources import Sources
 
-# Sections in their order, each with what it says and the command that would record it.
-SECTIONS = (
+# Sections in their order, each with what it says and the command that would record it, if any.
+SECTIONS: tuple[tuple[Callable[[Sources], Section | None], Absent | None], ...] = (
     (bundle_section, Absent("what the bundle is", "qsun export CONFIG --out BUNDLE")),
     (verdict_section, Absent("the verdict", "qsun verify BUNDLE --served")),
     (scorecard_section, Absent("the scorecard", "qsun evaluate BUNDLE --floor FLOORS")),
     (quantization_section, Absent("errors and bits by layer", "qsun quantize CONFIG")),
     (latency_section, Absent("TPOT by decode batch", "qsun bench BUNDLE --curves --out FILE")),
-    (
-        kernels_section,
-        Absent(
-            "TPOT by format and kernel on a GPU", "python -m tests.gpu.decode_tpot RECORD STATE"
-        ),
-    ),
+    (kernels_section, None),
     (
         load_section,
         Absent(
@@ -56,7 +53,7 @@ def contents_of(sources: Sources) -> Page:
     return Page(
         title=f"Report of {subject}",
         sections=sections,
-        absent=tuple(absent for section, absent in made if section is None),
+        absent=tuple(absent for section, absent in made if section is None and absent is not None),
         left_out=(*sources.left_out, *left_out),
         version=__version__,
     )
