@@ -7,8 +7,11 @@ import pytest
 
 from qsun.bench.client import Answer
 from qsun.bench.curves import gaps_together
-from qsun.bench.measures import summary_of
+from qsun.bench.drive import Run
+from qsun.bench.measures import measures_of, summary_of
+from qsun.bench.settings import BenchConfig
 from qsun.bench.steady import POINTS, cut, in_flight, steady_from
+from qsun.bench.target import Target, Work
 from qsun.latency_summary import fairness, interactivity, percentiles
 from qsun.workload import Request
 
@@ -58,6 +61,27 @@ def test_summaries_have_students_intervals() -> None:
     assert "fairness" not in found
     for few in (1, 2):
         assert summary_of(runs[:few])["tokens_per_s"]["interval"] is None
+
+
+def test_a_window_between_two_looks_has_the_workers_batches() -> None:
+    request = Request(0.0, "math", 8, 2)
+    answers = [Answer(request, 0.7, [0.8, 1.4], 1.6) for _ in range(2)]
+    pace = {"decode-0": (30.0, 10.0), "decode-1": (10.0, 10.0)}  # tokens and steps a second
+
+    def look(at_s: float) -> tuple[float, dict[str, Work]]:
+        done = {name: Work("decode", *(at_s * one for one in both)) for name, both in pace.items()}
+        return at_s, done | {"prefill-0": Work("prefill", at_s, at_s)}
+
+    run = Run(1.5, answers, [look(at_s) for at_s in (0.01, 0.52, 1.03, 1.61)])
+    target = Target("", None, ("math",), "", "", "", 10, dict.fromkeys(pace, "decode"))
+    found = measures_of(run, target, BenchConfig())
+    begin_s, end_s = found["window_s"]
+    assert 0.52 < begin_s < 1.03 < end_s < 1.61  # one look alone lies within it
+    shares = found["by_worker"]
+    assert {name: one["mean_batch"] for name, one in shares.items()} == pytest.approx(
+        {"decode-0": 3, "decode-1": 1}
+    )
+    assert shares["decode-0"]["tokens_per_s"] == pytest.approx(0.75 * found["tokens_per_s"])
 
 
 def test_fairness_is_jains_index() -> None:

@@ -6,7 +6,7 @@ Failures count wherever they are.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,16 +115,19 @@ def _of_task(asked: Sequence[Answer], window: tuple[float, float]) -> dict[str, 
 
 
 def _by_worker(run: Run, window: tuple[float, float], tokens_per_s: float) -> dict[str, Any]:
-    """Each decode worker's part of all tokens, and its mean batch: tokens a step of its engine."""
-    looks = [work for at_s, work in run.work if _within(at_s, window)]
-    if len(looks) < 2:
-        return {}
-    first, last = looks[0], looks[-1]
-    done = {
-        name: (last[name].generated - first[name].generated, last[name].steps - first[name].steps)
-        for name in first.keys() & last.keys()
-        if first[name].role == "decode"
-    }
+    """Each decode worker's part of all tokens, and its mean batch: tokens a step of its engine.
+
+    Counters at the window's edges lie on the line between the looks before and after.
+    """
+    looks: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for at_s, work in run.work:
+        for name, one in work.items():
+            if one.role == "decode":
+                looks[name].append((at_s, one.generated, one.steps))
+    done = {}
+    for name, seen in sorted(looks.items()):
+        at_s, *counters = np.transpose(seen)
+        done[name] = [np.ptp(np.interp(window, at_s, counter)) for counter in counters]
     generated = sum(tokens for tokens, _ in done.values())
     return {
         name: {
@@ -132,7 +135,7 @@ def _by_worker(run: Run, window: tuple[float, float], tokens_per_s: float) -> di
             "tokens_per_s": tokens_per_s * tokens / generated if generated else 0.0,
             "mean_batch": tokens / steps if steps else 0.0,
         }
-        for name, (tokens, steps) in sorted(done.items())
+        for name, (tokens, steps) in done.items()
     }
 
 
