@@ -31,4 +31,4 @@ def round_layers(model: PreTrainedModel, names: Iterable[str], scheme: Scheme) -
         for name in names:
             weight = modules[name].weight
             args = QuantizationArgs(**scheme.arguments(scheme.bits_of(name)))
-            weight.data.copy_(round_to_nearest(weight, args))
+            weight.data = round_to_nearest(weight, args)

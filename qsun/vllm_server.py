@@ -43,6 +43,8 @@ SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 PROGRAM = Path(__file__).with_name("vllm_process.py")
 REQUEST_TIMEOUT_S = 300.0
 STOP_GRACE_S = 20.0
+# For all servers of this machine: every further one would read the certificates of all issuers.
+CLIENT = httpx.Client(trust_env=False)
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,8 @@ class VllmServer:
         """
         request = {"model": self.model, **body, "stream": True}
         try:
-            with httpx.stream(
-                "POST",
-                f"{self.url}/v1/completions",
-                json=request,
-                timeout=REQUEST_TIMEOUT_S,
-                trust_env=False,
+            with CLIENT.stream(
+                "POST", f"{self.url}/v1/completions", json=request, timeout=REQUEST_TIMEOUT_S
             ) as answer:
                 answer.raise_for_status()
                 for line in answer.iter_lines():
@@ -111,8 +109,8 @@ class VllmServer:
 
     def _answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         try:
-            answer = httpx.request(
-                method, f"{self.url}{path}", json=body, timeout=REQUEST_TIMEOUT_S, trust_env=False
+            answer = CLIENT.request(
+                method, f"{self.url}{path}", json=body, timeout=REQUEST_TIMEOUT_S
             )
         except httpx.HTTPError as error:
             raise ServingEnvironmentError(
@@ -206,7 +204,7 @@ def _wait_ready(
                 f"{last_errors(server.log)}"
             )
         try:
-            if httpx.get(f"{server.url}/health", timeout=5.0, trust_env=False).is_success:
+            if CLIENT.get(f"{server.url}/health", timeout=5.0).is_success:
                 return
         except httpx.TransportError:
             pass  # not listening yet; the deadline and the process's end are watched above

@@ -91,7 +91,7 @@ def _round_all(
         weight = modules[layer.name].weight
         rounded = round_to_nearest(weight, arguments)
         errors[layer.name] = output_error(inputs[layer.name], weight, rounded)
-        weight.data.copy_(rounded)
+        weight.data = rounded
     return errors
 
 

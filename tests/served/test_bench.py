@@ -19,7 +19,7 @@ from tests.command import run_qsun
 from tests.served.conftest import TASKS, exported
 from tests.serving import Serving, serving
 
-USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 10, 16
+USERS, ALPHA, SECONDS, OUTPUT = 4, 3.0, 7, 16
 LOAD = (
     *("--concurrency", f"{USERS}", "--alpha", f"{ALPHA}", "--tasks", ",".join(TASKS)),
     *("--set", f"seconds={SECONDS}", "--set", "repeats=1", "--set", "prompt_tokens=fixed:48"),
