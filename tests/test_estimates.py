@@ -212,9 +212,9 @@ def test_a_big_config_is_planned_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "qsun.quantize.estimate.time_one_block", lambda *_: BlockTimes(1.0, 1.0, 1.0)
-    )
+    blocks = "qsun.quantize.estimate_blocks"
+    monkeypatch.setattr(f"{blocks}.time_one_block", lambda *_: BlockTimes(1.0, 1.0, 1.0))
+    monkeypatch.setattr(f"{blocks}._search_one_block", lambda *_: 1.0)
     path = CONFIGS / f"{name}.yaml"
     for task, system in (("paper-math", "qsun"), ("paper-code", "sun"), ("paper-tools", "full-ft")):
         outcome = run_qsun("tune", path, "--task", task, "--system", system, "--dry-run")
