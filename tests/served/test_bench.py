@@ -109,7 +109,7 @@ def test_the_three_systems_take_the_same_load(
         assert largest_share(found[name], "by_worker") < 0.65
     for one in found.values():
         for worker in one["points"][0]["runs"][0]["by_worker"].values():
-            assert worker["mean_batch"] >= 1 or not worker["tokens_per_s"]
+            assert worker["mean_batch"] > 0.999 or not worker["tokens_per_s"]
 
 
 def test_the_simulator_comes_near_what_its_curves_were_measured_on(
