@@ -121,7 +121,7 @@ def test_the_simulator_comes_near_what_its_curves_were_measured_on(
         one.until(dict.fromkeys(one.workers(), "ready"))
         measured = run_qsun(
             *("bench", one.url, "--curves", "--out", str(curves), "--set", "batches=[1]"),
-            *("--set", "contexts=[48]", "--set", "prompts=[16,32]", "--set", "steps=16"),
+            *("--set", "contexts=[48]", "--set", "prompts=[16,256]", "--set", "steps=16"),
             *("--set", "rounds=1"),
         )
         assert measured.exit_code == 0, measured.stderr
