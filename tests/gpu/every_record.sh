@@ -13,6 +13,7 @@ state=${1:?usage: tests/gpu/every_record.sh STATE RECORDS [PEERS_GPU]}
 records=${2:?usage: tests/gpu/every_record.sh STATE RECORDS [PEERS_GPU]}
 peers_gpu=${3:-0}
 python=${PYTHON:-python3}
+serving=${QSUN_SERVING_PYTHON:?names the interpreter that has vLLM}
 export PYTHONUNBUFFERED=1
 mkdir -p "$state" "$records"
 failed=()
@@ -41,7 +42,7 @@ fi
 part systems tests.gpu.serve_systems run "$records/gpu-serving-systems.json" "$state/systems" \
   --alphas 0,3 --seconds 10 || failed+=(systems)
 part decode-tpot tests.gpu.decode_tpot "$records/decode-tpot.json" "$state/tpot" \
-  --vllm "$QSUN_SERVING_PYTHON" || failed+=(decode-tpot)
+  --vllm "$serving" || failed+=(decode-tpot)
 part both-engines tests.gpu.compare_peers "$state/peers" --only 8b- || failed+=(both-engines)
 if [ "$peers_gpu" != 0 ]; then
   wait "$peers_job" || failed+=(peers)
