@@ -98,6 +98,24 @@ def test_engines_load_together_and_are_timed_one_by_one(
     assert engines[0].out.stat().st_mtime_ns == before
 
 
+ENGINE_AND_PARENT = """
+import pathlib, subprocess, sys, time
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path(sys.argv[1]).write_text(str(engine.pid))
+time.sleep(600)
+"""
+
+
+def test_no_engine_outlives_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.gpu.tpot_turns.LEAST_S", 0.0)
+    out, told = tmp_path / "slow.json", tmp_path / "pid"
+    command = [sys.executable, "-c", ENGINE_AND_PARENT, str(told)]
+    engine = Engine("slow", command, out, tmp_path / "slow.log", 1e9)
+    run_turns([engine], Turns(("0",), 1, 0.9, time.monotonic() + 3))
+    stat = Path(f"/proc/{told.read_text()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
 def test_every_engine_has_a_cache_of_one_size_and_all_fit() -> None:
     engines = [Engine(str(one), [], Path(), Path(), one) for one in (16e9, 4e9, 4e9)]
     each = cache_bytes(engines, 0.9)

@@ -2,7 +2,7 @@
 
     python -m tests.gpu.decode_tpot RECORD STATE --vllm PYTHON [--gpus 0,1] [--minutes 9]
         [--together 4] [--share 0.92] [--shapes llama-3.1-8b,qwen3-8b-base] [--batches 1,8,...]
-        [--contexts 512,2048,8192] [--only PATTERN] [--dry-run]
+        [--contexts 512,2048,8192] [--only PATTERNS] [--dry-run]
 
 Decode modules of the shapes in `configs/models` with dummy weights, one vLLM engine each
 (`tpot_worker.py`), in every format, on every kernel that vLLM has for it there. Some load on a GPU
@@ -179,7 +179,7 @@ def sweeps(shapes: list[str], state: Path, only: str) -> Iterator[Sweep]:
     for shape in shapes:
         for one in FORMATS:
             found = Sweep(shape, one, state)
-            if only in found.name:
+            if any(part in found.name for part in only.split(",")):
                 yield found
 
 
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="llama-3.1-8b,qwen3-8b-base")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
     parser.add_argument("--contexts", default="512,2048,8192")
-    parser.add_argument("--only", default="", help="sweeps whose name has this in it")
+    parser.add_argument("--only", default="", help="sweeps whose name has one of these in it")
     parser.add_argument("--dry-run", action="store_true")
     asked = parser.parse_args()
     end = time.monotonic() + 60 * asked.minutes

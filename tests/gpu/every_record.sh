@@ -5,8 +5,9 @@
 #
 # Run from the repository root; nothing is downloaded. PYTHON (or python3) imports qsun's
 # requirements, QSUN_SERVING_PYTHON vLLM. What only has to be right comes first, side by side; what
-# keeps time has GPU 0 to itself afterwards, or at once where PEERS_GPU is another one. A part that
-# fails does not stop the others; each is kept in STATE, and the same command goes on.
+# keeps time then has GPU 0 to itself. Where PEERS_GPU is another one, the peers and after them both
+# engines are there meanwhile. A part that fails does not stop the others; each is kept in STATE, and
+# the same command goes on.
 set -euo pipefail
 
 state=${1:?usage: tests/gpu/every_record.sh STATE RECORDS [PEERS_GPU]}
@@ -30,24 +31,43 @@ part() {
   fi
 }
 
-peers=qwen3/,qwen3-first,qwen3-round,qwen3-llm,qwen3-gptq,qwen3-auto,qwen3-qsun-w
-mkdir -p "$records/peers-qwen3"
-part peers tests.gpu.compare_peers "$state/peers" --gpus "$peers_gpu" --making-gib 15 \
-  --minutes 15 --only "$peers" && cp "$state/peers/peers-qwen3.json" "$records/peers-qwen3" &
-peers_job=$!
-part systems-make tests.gpu.serve_systems make "$state/systems" || failed+=(systems-make)
+peers() {
+  local only=qwen3/,qwen3-first,qwen3-round,qwen3-llm,qwen3-gptq,qwen3-auto,qwen3-qsun-w
+  mkdir -p "$records/peers-qwen3"
+  part peers tests.gpu.compare_peers "$state/peers" --gpus "$peers_gpu" --making-gib 15 \
+    --minutes 25 --only "$only" && cp "$state/peers/peers-qwen3.json" "$records/peers-qwen3"
+}
+
+both_engines() {
+  part both-engines tests.gpu.compare_peers "$state/peers" --gpus "$peers_gpu" --only 8b- &&
+    cp "$state/peers/8b-llmcompressor.json" "$records/gpu-8b-shape-w4.json" &&
+    cp "$state/peers/8b-qsun.json" "$records/gpu-8b-shape-w4-qsun.json"
+}
+
 if [ "$peers_gpu" = 0 ]; then
-  wait "$peers_job" || failed+=(peers)
+  peers &
+else
+  {
+    status=0
+    peers || status=1
+    both_engines || status=1
+    exit $status
+  } &
+fi
+other=$!
+CUDA_VISIBLE_DEVICES=$peers_gpu part systems-make tests.gpu.serve_systems make "$state/systems" ||
+  failed+=(systems-make)
+if [ "$peers_gpu" = 0 ]; then
+  wait "$other" || failed+=(peers)
 fi
 part systems tests.gpu.serve_systems run "$records/gpu-serving-systems.json" "$state/systems" \
-  --alphas 0,3 --seconds 10 || failed+=(systems)
+  --seconds 10 --minutes 20 || failed+=(systems)
 part decode-tpot tests.gpu.decode_tpot "$records/decode-tpot.json" "$state/tpot" \
-  --vllm "$serving" || failed+=(decode-tpot)
-part both-engines tests.gpu.compare_peers "$state/peers" --only 8b- || failed+=(both-engines)
-if [ "$peers_gpu" != 0 ]; then
-  wait "$peers_job" || failed+=(peers)
+  --vllm "$serving" --minutes 20 || failed+=(decode-tpot)
+if [ "$peers_gpu" = 0 ]; then
+  both_engines || failed+=(both-engines)
+else
+  wait "$other" || failed+=("peers or both-engines")
 fi
-cp "$state/peers/8b-llmcompressor.json" "$records/gpu-8b-shape-w4.json" || failed+=(llmcompressor-8b)
-cp "$state/peers/8b-qsun.json" "$records/gpu-8b-shape-w4-qsun.json" || failed+=(qsun-8b)
 echo "every part has ended; failed: ${failed[*]:-none}"
 [ ${#failed[@]} = 0 ]

@@ -7,10 +7,12 @@ load or run there meanwhile.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +85,7 @@ def run_group(group: Sequence[Engine], gpu: str, turns: Turns) -> None:
                 print("\n".join(f"  | {line[:300]}" for line in lines[-SHOWN_LINES:]), flush=True)
     finally:
         for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            process.wait()
+            _end(process)
 
 
 def cache_bytes(group: Sequence[Engine], share: float) -> int:
@@ -105,7 +105,15 @@ def _start(one: Engine, gpu: str, cache: int) -> subprocess.Popen[bytes]:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With its engine, a process of its own that would keep its memory: the next found none."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool], end: float) -> None:
