@@ -325,7 +325,7 @@ def test_a_closed_loop_and_a_trace_are_loads_too(tmp_path: Path) -> None:
     )
     assert pictures(section)[0].startswith("tokens/s by requests at once")
     loads = [row[0] for row in tables(section)[1].rows]
-    assert loads[0].startswith("4 requests at once, poisson arrivals, Zipf alpha 1")
+    assert loads[0].startswith("4 requests at once, Zipf alpha 1")
     assert loads[2] == "2.5 requests/s, trace arrivals, trace 25 requests of 10 s"
 
 
@@ -336,6 +336,20 @@ def test_two_records_of_one_system_have_names_of_their_own(tmp_path: Path) -> No
     ]
     labels = {row[1] for row in tables(section_of(*paths, title="Under load"))[1].rows}
     assert labels == {"sun, one.json", "sun, two.json"}
+
+
+def test_records_of_one_system_with_loads_of_their_own_are_one(tmp_path: Path) -> None:
+    loads = [point(1.0, alpha, 50 + alpha) for alpha in (0.0, 1.0, 2.0)]
+    paths = [
+        put(tmp_path / f"{number}.json", "bench", bench("sun", [one]))
+        for number, one in enumerate(loads)
+    ]
+    section = section_of(*paths, title="Under load")
+    assert {row[1] for row in tables(section)[1].rows} == {"sun"}
+    assert pictures(section)[0] == "tokens/s by Zipf alpha"
+    again = put(tmp_path / "again.json", "bench", bench("sun", [point(1.0, 0.0, 99)]))
+    apart = section_of(*paths, again, title="Under load")
+    assert "sun, again.json" in {row[1] for row in tables(apart)[1].rows}
 
 
 def test_decode_workers_needed(tmp_path: Path) -> None:

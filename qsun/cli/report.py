@@ -18,9 +18,10 @@ import click
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The page: FILE.html or FILE.md.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown: FILE.md.")
+@click.option("--note", default="", help="What readers have to know, said above everything else.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def command(
-    sources: tuple[Path, ...], out: Path | None, markdown: Path | None, as_json: bool
+    sources: tuple[Path, ...], out: Path | None, markdown: Path | None, note: str, as_json: bool
 ) -> None:
     """Show a BUNDLE with its records, RECORD files, or both, on one page.
 
@@ -36,7 +37,7 @@ def command(
         raise click.UsageError(f"--out and --markdown are the same file, {out}")
     from qsun.report.run import write_report
 
-    page = write_report(sources, outs)
+    page = write_report(sources, outs, note)
     sections = {section.title: section.summary for section in page.sections}
     if as_json:
         written = {"written": list(map(str, outs)), "sections": sections}

@@ -99,10 +99,14 @@ class Absent:
 
 @dataclass(frozen=True)
 class Page:
-    """All that is written: `absent` has no section, `left_out` are records that none shows."""
+    """All that is written: `absent` has no section, `left_out` are records that none shows.
+
+    `note` is what who made the page says of it.
+    """
 
     title: str
     sections: tuple[Section, ...]
     absent: tuple[Absent, ...]
     left_out: tuple[str, ...]
     version: str
+    note: str = ""

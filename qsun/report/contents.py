@@ -38,8 +38,8 @@ SECTIONS: tuple[tuple[Callable[[Sources], Section | None], Absent | None], ...] 
 )
 
 
-def contents_of(sources: Sources) -> Page:
-    """The page that some records make."""
+def contents_of(sources: Sources, note: str = "") -> Page:
+    """The page that some records make, with a note above all of it."""
     made = [(build(sources), absent) for build, absent in SECTIONS]
     sections = tuple(section for section, _ in made if section is not None)
     bundle = sources.bundle
@@ -56,4 +56,5 @@ def contents_of(sources: Sources) -> Page:
         absent=tuple(absent for section, absent in made if section is None and absent is not None),
         left_out=(*sources.left_out, *left_out),
         version=__version__,
+        note=note,
     )

@@ -11,6 +11,7 @@ from qsun.report.amounts import setting
 from qsun.report.sources import Source, Sources, hardware_key
 
 SYSTEMS = ("isolated", "sun", "qsun")
+SYSTEM = ("bundle", "decode", "policy", "workers", "tasks", "slo")
 AXES = {"rate_per_s": "requests/s", "concurrency": "requests at once", "alpha": "Zipf alpha"}
 
 
@@ -39,18 +40,30 @@ def _text(value: Any) -> str:
 
 
 def measured(found: Sequence[Source], sources: Sources) -> list[Measured]:
-    """Every load of some bench records; systems in one order, named apart."""
+    """Every load of some bench records; systems in one order, named apart.
+
+    Several records of one system, each with loads of its own, are read as one.
+    """
     labels = {id(source): _label(source, sources) for source in found}
-    named = list(labels.values())
-    for source in found:
-        if named.count(labels[id(source)]) > 1:
-            labels[id(source)] += f", {source.name}"
+    for label in set(labels.values()):
+        same = [source for source in found if labels[id(source)] == label]
+        if not _one_system(same):
+            labels |= {id(source): f"{label}, {source.name}" for source in same}
     ordered = sorted(found, key=lambda source: _place(source.result["system"]))
     return [
         Measured(labels[id(source)], source, point["load"], point["runs"], point["summary"])
         for source in ordered
         for point in source.result["points"]
     ]
+
+
+def _one_system(found: Sequence[Source]) -> bool:
+    """Whether records are of one system on one machine, and no load is in two of them."""
+    systems = {
+        _text([hardware_key(one), *(one.result.get(name) for name in SYSTEM)]) for one in found
+    }
+    loads = [_text(point["load"]) for one in found for point in one.result["points"]]
+    return len(systems) == 1 and len(set(loads)) == len(loads)
 
 
 def rank(system: str | None) -> int | None:
@@ -124,7 +137,7 @@ def in_words(load: Mapping[str, Any]) -> str:
     """A load, or a part of one."""
     words = []
     for key, value in load.items():
-        if value is None:
+        if value is None or (key == "arrivals" and load.get("concurrency")):
             continue
         if key in AXES:
             said = (

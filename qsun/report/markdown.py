@@ -12,7 +12,7 @@ from qsun.report.provenance import provenance
 
 def markdown_page(page: Page) -> str:
     """The whole file."""
-    parts = [f"# {plain(page.title)}", _contents(page)]
+    parts = [f"# {plain(page.title)}", *filter(None, [plain(page.note)]), _contents(page)]
     for section in page.sections:
         parts += _section(section)
     if page.absent:

@@ -20,8 +20,10 @@ WRITERS: dict[str, Callable[[Page], str]] = {
 }
 
 
-def write_report(paths: Sequence[Path], outs: Sequence[Path]) -> Page:
+def write_report(paths: Sequence[Path], outs: Sequence[Path], note: str = "") -> Page:
     """Write a page about a bundle or records into each of `outs`, in the format of its suffix.
+
+    `note` is said above everything else.
 
     Raises:
         OutputError: a file that exists, a folder that does not, or an unknown suffix.
@@ -31,7 +33,7 @@ def write_report(paths: Sequence[Path], outs: Sequence[Path]) -> Page:
     if unknown:
         raise OutputError(f"{', '.join(unknown)}: a report is written as {', '.join(WRITERS)}")
     refuse_used_files(outs)
-    page = contents_of(read_sources(paths))
+    page = contents_of(read_sources(paths), note)
     texts = [(out, WRITERS[out.suffix.lower()](page)) for out in outs]
     for out, text in texts:
         write_atomically(out, text.encode())

@@ -76,10 +76,11 @@ def _interrupted(found: Sequence[Source]) -> list[Block]:
 
 
 def _systems(found: Sequence[Source], sources: Sources) -> Table:
-    rows = tuple(
-        (
-            result["system"] or "system not named",
-            f"{source.name}{sources.which(source)}",
+    records: dict[tuple[str, ...], list[str]] = {}
+    for source in found:
+        result = source.result
+        told = (
+            f"{result['system'] or 'system not named'}{sources.which(source)}",
             result["decode"] or "not recorded",
             result.get("policy") or "not recorded",
             count(result["workers"]["prefill"]),
@@ -87,9 +88,8 @@ def _systems(found: Sequence[Source], sources: Sources) -> Table:
             ", ".join(result["tasks"]),
             _goals(result.get("slo") or {}),
         )
-        for source in found
-        for result in [source.result]
-    )
+        records.setdefault(told, []).append(source.name)
+    rows = tuple((told[0], ", ".join(names), *told[1:]) for told, names in records.items())
     header = ("system", "record", "decode module", "policy", "prefill workers", "decode workers")
     return Table("Systems", (*header, "tasks", "goals"), rows)
 
