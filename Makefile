@@ -14,7 +14,7 @@ SERVING_TORCH = --torch-backend cpu
 endif
 
 .PHONY: setup bubblewrap chromium demo test lint types check interop overhead peers records loads \
-  example lock clean
+  gpu-simulation example lock clean
 
 setup: .venv/.installed .venv-serving/.installed .venv-triton/.installed bubblewrap chromium
 
@@ -187,13 +187,31 @@ loads: setup
 	$(MAKE) example
 	$(BIN)/python docs/readme_table.py
 
-# The example page, from records alone.
+# What follows from the loads on a GPU, on any machine: simulated beside measured, and a fleet.
+GPU_LOADS = docs/records/loads-gpu
+gpu-simulation: setup
+	rm -f $(GPU_LOADS)/fleet.json
+	$(BIN)/python -m tests.gpu.simulate_systems docs/records/gpu-simulation.json $(GPU_LOADS)
+	$(BIN)/qsun simulate $(GPU_LOADS)/latency-sun.json $(GPU_LOADS)/latency-qsun.json \
+	  --ask fleet --tasks 8 --prompt fixed:128 --output fixed:256 --ttft-p99 1 --tpot-p99 0.02 \
+	  --rate 40 --set 'fleet.alphas=[0,1,3]' --set 'fleet.rates=[10,40]' --out $(GPU_LOADS)/fleet.json
+	$(MAKE) example
+	$(BIN)/python docs/readme_table.py
+
+# The example pages, from records alone: of SmolLM2's bundle, and of three systems on one GPU.
+GPU_RECORDS = $(foreach system,isolated-4 sun-1 qsun-1,$(foreach alpha,0 1 2 3,\
+  $(GPU_LOADS)/$(system)-alpha-$(alpha).json)) docs/records/decode-tpot.json \
+  $(addprefix $(GPU_LOADS)/,latency-sun.json latency-qsun.json fleet.json)
+GPU_NOTE = All decode workers of a system and its prefill worker share one GPU. \
+  Weights are random, of Llama-3.1-8B's shape.
 example: setup
-	rm -f docs/example-report.html docs/example-report.md
+	rm -f docs/example-report.html docs/example-report.md docs/gpu-report.html docs/gpu-report.md
 	$(BIN)/qsun report docs/records/smollm2-135m-bundle docs/records/smollm2-135m-verdict.json \
 	  docs/records/smollm2-135m-scorecard.json docs/records/smollm2-135m-w4.json \
 	  docs/records/decode-tpot.json $(LOAD_RECORDS) \
 	  --out docs/example-report.html --markdown docs/example-report.md
+	$(BIN)/qsun report $(GPU_RECORDS) --note "$(GPU_NOTE)" \
+	  --out docs/gpu-report.html --markdown docs/gpu-report.md
 
 # New pins from pyproject.toml and requirements/serving.in.
 # The local part of torch's version (+cpu) is left to each machine, CUDA's libraries to torch.

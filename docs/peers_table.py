@@ -11,12 +11,37 @@ from typing import Any
 
 from qsun.records import Record, read_record
 
-RECORDS = Path(__file__).parent / "records" / "peers-smollm2"
+RECORDS = Path(__file__).parent / "records"
+SMOLLM2, QWEN3 = RECORDS / "peers-smollm2", RECORDS / "peers-qwen3"
 OURS, FULL = "qsun", "full precision"
 
 
-def table(folder: Path = RECORDS, model: str = "SmolLM2-135M-Instruct") -> str:
+def tables() -> str:
+    """The README's: SmolLM2 with the legend, then the small Qwen3."""
+    _, _, small = _rows(QWEN3, "small Qwen3, from scratch")
+    return "\n".join(
+        [
+            table(SMOLLM2),
+            *small,
+            "",
+            "The same, on the Qwen3 of 12 layers that was pretrained on these tasks' rows alone "
+            "(see above). Its perplexity on other text says nothing, nor do its tools: full "
+            "precision has no call right.",
+            "",
+            f"{_standing(SMOLLM2, 'SmolLM2')} {_standing(QWEN3, 'The small Qwen3')}",
+            "",
+        ]
+    )
+
+
+def table(folder: Path, model: str = "SmolLM2-135M-Instruct") -> str:
     """Quantizers down, measures across; the worse on the first task come first."""
+    record, result, lines = _rows(folder, model)
+    return "\n".join([*lines, "", _legend(record, result, list(result["response_tokens"]))]) + "\n"
+
+
+def _rows(folder: Path, model: str) -> tuple[Record, dict[str, Any], list[str]]:
+    """A folder's records as one, and the table's lines."""
     records = [read_record(path, "peers-comparison") for path in sorted(folder.glob("*.json"))]
     record, result = records[0], joined([one.result for one in records])
     tasks = list(result["response_tokens"])
@@ -35,8 +60,29 @@ def table(folder: Path = RECORDS, model: str = "SmolLM2-135M-Instruct") -> str:
                     *_cost(found["cost"]),
                 ]
             )
-    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-    return "\n".join([*lines, "", _legend(record, result, tasks)]) + "\n"
+    return (
+        record,
+        result,
+        [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)],
+    )
+
+
+def _standing(folder: Path, model: str) -> str:
+    """How many others qsun is better than on the first task, by the interval, and how many tie."""
+    _, result, _ = _rows(folder, model)
+    task, told = next(iter(result["response_tokens"])), []
+    for bits, subjects in sorted(result["bits"].items(), reverse=True):
+        between = [
+            found[OURS]["lower_by"][task]["interval"]
+            for name, found in subjects.items()
+            if name != OURS
+        ]
+        better, worse = sum(low > 0 for low, _ in between), sum(high < 0 for _, high in between)
+        told.append(
+            f"{bits[1:]} bits better than {better}, tied with {len(between) - better - worse}, "
+            f"worse than {worse}"
+        )
+    return f"{model}, {task}, qsun's nats against the other quantizers': {'; '.join(told)}."
 
 
 def joined(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import bits_table
 import chaos_table
 import drift_table
 import engines_table
+import gpu_skew_table
+import gpu_systems_table
 import kernel_table
 import overhead_table
 import peers_table
@@ -26,7 +28,7 @@ import verdict_table
 from qsun.records import read_record
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/benching.md")
 RECORDS = ("smollm2-135m-w4.json", "smollm2-135m-w3.json")
 LARGE = {"qsun": "gpu-8b-shape-w4-qsun.json", "llm-compressor's AWQ": "gpu-8b-shape-w4.json"}
 HEADER = (
@@ -102,11 +104,13 @@ def rendered(page: str) -> str:
     """`page` with its tables replaced."""
     tables = {
         "readme_table": table(),
+        "gpu_systems_table": gpu_systems_table.table(),
+        "gpu_skew_table": gpu_skew_table.table(),
         "systems_table": systems_table.table(),
         "bits_table": bits_table.table(),
         "engines_table": engines_table.table(),
         "ablation_table": ablation_table.table(),
-        "peers_table": peers_table.table(),
+        "peers_table": peers_table.tables(),
         "simulator_table": simulator_table.table(),
         "speed_table": speed_table.table(),
         "drift_table": drift_table.table(),

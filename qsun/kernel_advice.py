@@ -105,15 +105,20 @@ def kernel_advice(
 ) -> KernelAdvice | None:
     """The advice for a decode module of this scheme, as `Scheme` prints it.
 
-    It is of the measured shape whose cache is nearest in size a token. None where nothing like the
-    scheme was measured.
+    It is of the measured shape whose cache is nearest in size a token, among those on which the
+    scheme's format met the most kernels. None where nothing like the scheme was measured.
     """
     format_ = measured_format(scheme)
     measured = _times()
     if format_ is None or not measured["shapes"]:
         return None
     size = kv_layout["layers"] * kv_layout["kv_heads"] * kv_layout["head_dim"]
-    shape = min(measured["shapes"], key=lambda one: abs(one["cache_values_a_token"] - size))
+
+    def fit(shape: Mapping[str, Any]) -> tuple[int, int]:
+        kernels = sum(one["format"] == format_ for one in shape["times"])
+        return -kernels, abs(shape["cache_values_a_token"] - size)
+
+    shape = min(measured["shapes"], key=fit)
     times = [
         KernelTime(one["format"], one["backend"], {int(b): s for b, s in one["tpot_s"].items()})
         for one in shape["times"]

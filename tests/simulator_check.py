@@ -53,23 +53,20 @@ def main() -> None:
             request = Request(url)
             curves = run_curves(request, CURVES, folder / "latency.json", 0).result
             measured = run_bench(request, settings, folder / "bench", False).result
-        found = [compared(point, measured, folder) for point in measured["points"]]
+        found = [compared(point, measured, folder / "latency.json") for point in measured["points"]]
     result = {"curves": curves, "workers": measured["workers"], "loads": found}
     new_record("simulator-check", settings, settings.seed, result).write(asked.record)
     for one in found:
         announce(f"{one['load']}: {one['simulated_of_measured']}")
 
 
-def compared(point: dict[str, Any], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One load, as measured, as simulated, and the one as a share of the other."""
+def compared(point: dict[str, Any], measured: dict[str, Any], curves: Path) -> dict[str, Any]:
+    """One load, as measured, as simulated by a latency record, and the one's share of the other."""
     load = {key: point["load"][key] for key in ("rate_per_s", "concurrency")}
     (run,) = point["runs"]
     config = SimulateConfig(
         tasks=tuple(measured["tasks"]),
-        workload=settings_from(
-            Workload,
-            {name: point["load"][name] for name in point["load"] if name in vars(Workload())},
-        ),
+        workload=workload_of(point["load"]),
         layout=LayoutConfig(
             system=measured["system"],
             decode_workers=measured["workers"]["decode"],
@@ -80,7 +77,7 @@ def compared(point: dict[str, Any], measured: dict[str, Any], folder: Path) -> d
         warm_up_s=run["window_s"][0],
         seed=point["load"]["seed"],
     )
-    simulated = run_simulation(prepare_simulation([folder / "latency.json"], config)).result["run"]
+    simulated = run_simulation(prepare_simulation([curves], config)).result["run"]
     pairs = {name: [value(run, name), value(simulated, name)] for name in COMPARED}
     return {
         "load": load,
@@ -90,6 +87,11 @@ def compared(point: dict[str, Any], measured: dict[str, Any], folder: Path) -> d
         "steady": run["steady"],
         "failed": run["failed"],
     }
+
+
+def workload_of(load: dict[str, Any]) -> Workload:
+    """The same requests as a bench's load."""
+    return settings_from(Workload, {name: load[name] for name in load if name in vars(Workload())})
 
 
 def value(figures: dict[str, Any], name: str) -> float:

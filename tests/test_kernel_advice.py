@@ -93,6 +93,27 @@ def test_measured_advice_is_the_quickest_measured_at_every_batch(scheme: str) ->
         assert one.quickest_tpot_s <= one.tpot_s <= one.default_tpot_s
 
 
+def test_a_shape_on_which_a_kernel_was_not_measured_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shape(name: str, values: int, backends: dict[str, float]) -> dict[str, object]:
+        formats = {FULL_PRECISION: {DEFAULT: 5.0}, FOUR: backends}
+        times = [
+            {"format": one, "backend": backend, "kernels": [], "tpot_s": {"1": tpot_s}}
+            for one, found in formats.items()
+            for backend, tpot_s in found.items()
+        ]
+        return {"shape": name, "cache_values_a_token": values, "times": times}
+
+    both, one = {DEFAULT: 4.0, "marlin": 3.0}, {DEFAULT: 4.0}
+    shapes = [shape("near", 32768, one), shape("next", 40000, both), shape("far", 9, both)]
+    told = {"accelerator": "A GPU", "vllm": "1.0", "shapes": shapes}
+    monkeypatch.setattr("qsun.kernel_advice._times", lambda: told)
+    advice = kernel_advice("W4A16 asymmetric, group 64", LLAMA, 1)
+    assert advice is not None
+    assert (advice.measured["shape"], advice.backend) == ("next", "marlin")
+
+
 def test_what_qsun_chooses_by_is_what_the_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
     kernel_times = importlib.import_module("kernel_times")

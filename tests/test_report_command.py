@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import qsun.report.run
+from qsun.report.markdown import plain
 from qsun.report.needs import NEEDS
 from tests.command import Outcome, run_qsun
 from tests.reports import (
@@ -37,6 +38,20 @@ EXAMPLE = (
     "docs/records/decode-tpot.json",
     *(f"docs/records/loads/bench-{system}.json" for system in ("isolated", "sun", "qsun")),
     *(f"docs/records/loads/{name}.json" for name in ("latency-sun", "latency-qsun", "fleet")),
+)
+
+GPU_EXAMPLE = (
+    *(
+        f"docs/records/loads-gpu/{system}-alpha-{alpha}.json"
+        for system in ("isolated-4", "sun-1", "qsun-1")
+        for alpha in range(4)
+    ),
+    "docs/records/decode-tpot.json",
+    *(f"docs/records/loads-gpu/{name}.json" for name in ("latency-sun", "latency-qsun", "fleet")),
+)
+GPU_NOTE = (
+    "All decode workers of a system and its prefill worker share one GPU. "
+    "Weights are random, of Llama-3.1-8B's shape."
 )
 
 
@@ -303,14 +318,32 @@ def test_real_quantizations_are_shown(record: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md"])
-def test_the_example_is_the_commands(
-    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("example-report", EXAMPLE), ("gpu-report", (*GPU_EXAMPLE, "--note", GPU_NOTE))],
+)
+def test_the_examples_are_the_commands(
+    name: str,
+    arguments: tuple[str, ...],
+    suffix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    written(*EXAMPLE, "--out", tmp_path / f"page{suffix}")
-    assert (tmp_path / f"page{suffix}").read_text() == Path(
-        f"docs/example-report{suffix}"
-    ).read_text()
+    page = tmp_path / f"page{suffix}"
+    written(*arguments, "--out", page)
+    assert page.read_text() == Path(f"docs/{name}{suffix}").read_text()
+
+
+def test_a_note_is_said_first_and_is_only_text(tmp_path: Path) -> None:
+    record = put(tmp_path / "records/bench.json", "bench", bench("sun"))
+    pages = [tmp_path / "page.html", tmp_path / "page.md"]
+    note = "All on <one> GPU | *mine*"
+    written(record, "--note", note, "--out", pages[0], "--markdown", pages[1])
+    html, markdown = (page.read_text() for page in pages)
+    assert "<p>All on &lt;one&gt; GPU | *mine*</p>" in html.partition("<nav")[0]
+    assert f"\n\n{plain(note)}\n" in markdown.partition("\n- [")[0]
+    assert plain(note) != note
 
 
 def test_an_installed_wheel_has_the_template(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ def test_every_system_has_every_alpha_before_the_next_and_one_decoder_curves(
         ("sun-1", None),
     ]
     assert len({one.out for one in found}) == len(found)
+    assert [one.kept_as for one in found[2:]] == [
+        "sun-1-alpha-0.json",
+        *("isolated-4-alpha-3.json", "sun-2-alpha-3.json", "sun-1-alpha-3.json"),
+        "latency-sun.json",
+    ]
     more = measurements(replace(LOAD, users=9), systems[:1], tmp_path)
     assert more[0].out != found[0].out
 

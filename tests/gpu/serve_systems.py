@@ -9,9 +9,9 @@ share, `qsun` as few quantized ones. All workers of a bundle are started on the 
 serve`, and each system is a router over as many of them as it has: idle ones cost no time. What a
 GPU gives to four decode workers and what to a single one is so compared on the same GPU. A call
 makes what is missing and fits in `--minutes`; a bench that was finished is kept in STATE. Prompts
-are short beside answers: the prefill worker is on the GPU, too, and every system has one. Latency
-curves of one decode worker for `qsun simulate` go to `latency-SYSTEM.json` beside RECORD.
-QSUN_SERVING_PYTHON names the interpreter that has vLLM.
+are short beside answers: the prefill worker is on the GPU, too, and every system has one. Each
+bench's own record, and latency curves of one decode worker for `qsun simulate`, go to `loads-gpu/`
+beside RECORD. QSUN_SERVING_PYTHON names the interpreter that has vLLM.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def run(asked: argparse.Namespace, load: Load, systems: list[System]) -> None:
         if missing and end - time.monotonic() > START_S + missing[0].needs_s:
             measure(missing, of_bundle[name], state, asked.kv_cache, end, save)
     save()
-    for one in [one for found in planned.values() for one in found if one.alpha is None]:
-        if one.done:
-            shutil.copy(one.out, asked.record.parent / one.out.name)
+    loads = asked.record.parent / "loads-gpu"
+    loads.mkdir(parents=True, exist_ok=True)
+    for one in [one for found in planned.values() for one in found if one.done]:
+        shutil.copy(one.out, loads / one.kept_as)
     left = sum(not one.done for found in planned.values() for one in found)
     print(f"{left} measurements are left to be made")
 

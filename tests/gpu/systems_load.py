@@ -49,6 +49,13 @@ class Measurement:
         """Whether its record is there."""
         return self.out.exists()
 
+    @property
+    def kept_as(self) -> str:
+        """What its record is called among the committed ones."""
+        if self.alpha is None:
+            return f"latency-{self.system.bundle}.json"
+        return f"{self.system.name}-alpha-{self.alpha:g}.json"
+
     def run(self, url: str, end: float) -> None:
         """Make it, anew if an earlier call was interrupted; what it says goes to stderr."""
         target = self.out
