@@ -14,6 +14,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from qsun.skeleton import skeleton
 from tests.gpu.decode_tpot import FORMATS, Format, shape_config, step_bytes, sweeps, weight_bytes
 from tests.gpu.tpot_turns import GPU_BYTES, WORKING_BYTES, Engine, Turns, cache_bytes, run_turns
+from tests.processes import PARENT, ends
 
 SHAPE = "llama-3.1-8b"
 
@@ -98,31 +99,13 @@ def test_engines_load_together_and_are_timed_one_by_one(
     assert engines[0].out.stat().st_mtime_ns == before
 
 
-ENGINE_AND_PARENT = """
-import pathlib, subprocess, sys, time
-engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-pathlib.Path(sys.argv[1]).write_text(str(engine.pid))
-time.sleep(600)
-"""
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_no_engine_outlives_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.gpu.tpot_turns.LEAST_S", 0.0)
     out, told = tmp_path / "slow.json", tmp_path / "pid"
-    command = [sys.executable, "-c", ENGINE_AND_PARENT, str(told)]
+    command = [sys.executable, "-c", PARENT, str(told)]
     engine = Engine("slow", command, out, tmp_path / "slow.log", 1e9)
     run_turns([engine], Turns(("0",), 1, 0.9, time.monotonic() + 3))
-    until = time.monotonic() + 10
-    while alive(int(told.read_text())):
-        assert time.monotonic() < until, "the engine is still there"
-        time.sleep(0.05)
+    assert ends(int(told.read_text()))
 
 
 def test_every_engine_has_a_cache_of_one_size_and_all_fit() -> None:

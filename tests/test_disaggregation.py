@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from qsun.verify.served.answers import difference
 from qsun.verify.served.prompts import prompts_of_lengths
 from qsun.vllm_server import PROGRAM, VllmServer
 from qsun.worker_counts import WorkerCounts, worker_counts
+from tests.processes import ends, runs
 
 PARAMETERS = {
     "do_remote_prefill": True,
@@ -212,16 +212,4 @@ time.sleep(60)
         server = int(starter.stdout.readline())
         assert runs(server)
         starter.kill()
-    deadline = time.monotonic() + 20
-    while runs(server) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not runs(server)
-
-
-def runs(process: int) -> bool:
-    """Whether it is there, and not merely waiting to be reaped."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(") ")[2][0] != "Z"
+    assert ends(server)

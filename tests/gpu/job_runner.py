@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +143,12 @@ def _start(job: Job, gpu: str) -> Running:
     job.prepare()
     with job.log.open("ab") as log:
         process = subprocess.Popen(
-            job.command(), cwd=job.folder, env=_environment(gpu), stdout=log, stderr=log
+            job.command(),
+            cwd=job.folder,
+            env=_environment(gpu),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     return Running(job, process, gpu, time.monotonic())
 
@@ -170,13 +176,21 @@ def _ended_well(one: Running) -> bool:
 
 
 def _stop(running: Sequence[Running]) -> None:
+    """Each with all that it started: a script's quantization would go on without it."""
     for one in running:
-        one.process.send_signal(signal.SIGTERM)
+        end_group(one.process, signal.SIGTERM)
     latest = time.monotonic() + STOP_S
     for one in running:
         try:
             one.process.wait(max(0.1, latest - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+            print(f"{one.job.name}: killed", flush=True)
+        end_group(one.process, signal.SIGKILL)
+        one.process.wait()
         print(f"{one.job.name}: stopped after {one.seconds:.0f} s", flush=True)
+
+
+def end_group(process: subprocess.Popen[bytes], signal_number: signal.Signals) -> None:
+    """Signal a process that leads a group of its own, and all of that group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal_number)

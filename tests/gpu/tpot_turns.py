@@ -12,11 +12,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.job_runner import ROOT
+from tests.gpu.job_runner import ROOT, end_group
 
 GPU_BYTES = 143_771 * 2**20  # an H200's
 WORKING_BYTES = 6 * 2**30  # of an engine beside its weights and cache: embeddings, CUDA graphs
@@ -84,8 +83,10 @@ def run_group(group: Sequence[Engine], gpu: str, turns: Turns) -> None:
                 lines = one.log.read_text(encoding="utf-8", errors="replace").splitlines()
                 print("\n".join(f"  | {line[:300]}" for line in lines[-SHOWN_LINES:]), flush=True)
     finally:
+        # An engine is a process of its own, which would keep its memory without its parent.
         for process in processes.values():
-            _end(process)
+            end_group(process, signal.SIGKILL)
+            process.wait()
 
 
 def cache_bytes(group: Sequence[Engine], share: float) -> int:
@@ -107,13 +108,6 @@ def _start(one: Engine, gpu: str, cache: int) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """With its engine, a process of its own that would keep its memory: the next found none."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool], end: float) -> None:
