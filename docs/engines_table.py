@@ -8,7 +8,9 @@ from typing import Any
 from qsun.records import read_record
 
 RECORDS = tuple(Path(__file__).parent / "records" / f"engines-{n}.json" for n in (32, 512))
-ANSWERS = Path(__file__).parent / "records" / "engines-answers.json"
+ANSWERS = tuple(
+    Path(__file__).parent / "records" / f"engines-answers{of}.json" for of in ("", "-tools")
+)
 CALIBRATION = "`calib/math-tools-served.yaml`"
 LABELS = {"llmcompressor": "AWQ by llm-compressor", "qsun": "engine qsun"}
 
@@ -63,18 +65,16 @@ def _loss(positions: dict[str, Any], engine: str) -> str:
 
 def _answers() -> str:
     """Right answers behind the prefill module, of decode modules made as in the table."""
-    result = read_record(ANSWERS, "engine-comparison").result
+    results = [read_record(path, "engine-comparison").result for path in ANSWERS]
     told = []
-    for bits, found in result["bits"].items():
-        for test, right in found["answers"].items():
-            least, most = (100 * one for one in right["interval"])
-            told.append(
-                f"{bits.removeprefix('w')} bits {100 * right['qsun']:.1f} % by engine qsun and "
-                f"{100 * right['llmcompressor']:.1f} % by llm-compressor's AWQ ({least:+.1f} to "
-                f"{most:+.1f}; {right['prompts']} prompts of {test})"
-            )
-    full = next(iter(next(iter(result["bits"].values()))["answers"].values()))
-    return (
-        f"Right answers, {result['samples']} samples: bfloat16 {100 * full['full_precision']:.1f} "
-        f"%; {'; '.join(told)}."
-    )
+    for result in results:
+        for bits, found in result["bits"].items():
+            for test, right in found["answers"].items():
+                least, most = (100 * one for one in right["interval"])
+                told.append(
+                    f"{bits.removeprefix('w')} bits {100 * right['qsun']:.1f} % by engine qsun and "
+                    f"{100 * right['llmcompressor']:.1f} % by llm-compressor's AWQ, bfloat16 "
+                    f"{100 * right['full_precision']:.1f} % ({least:+.1f} to {most:+.1f} between "
+                    f"the engines; {right['prompts']} prompts of {test})"
+                )
+    return f"Right answers, {results[0]['samples']} samples: {'; '.join(told)}."

@@ -6,6 +6,7 @@ row by row, so that two decode modules can be compared on the same rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +39,7 @@ TASKS = ROOT / "calib" / "tasks"
 HELDOUT = ROOT / "calib" / "heldout.yaml"
 REFERENCE = ROOT / "exports" / "reference"
 ANSWERED = {"math": "seen", "tools": "simple"}  # the test set that answers are judged on
+CALLS = "function-calls"
 RESAMPLES = 10_000
 BATCH_TOKENS = 4096
 GENERATED_AT_ONCE = 64
@@ -94,7 +96,10 @@ class Judging:
         return found
 
     def answers(self, decode: PreTrainedModel) -> Measured:
-        """Whether the greedy answer to each test prompt is right, 1 or 0, by `task.test`."""
+        """Whether the greedy answer to each test prompt is right, 1 or 0, by `task.test`.
+
+        Where answers are function calls, also whether it is by its first call alone.
+        """
         decode.to(_device())
         found = {}
         for name, test in self.answered.items():
@@ -108,6 +113,11 @@ class Judging:
             made = judge.responses(self._prefill(name), decode, prompts)
             right = CHECKERS[str(task.checker)](made, [one.answer for one in examples])
             found[f"{name}.{test}"] = [float(one) for one in right]
+            if task.checker == CALLS:
+                once = CHECKERS[CALLS](
+                    list(map(first_call, made)), [one.answer for one in examples]
+                )
+                found[f"{name}.{test}, first call"] = [float(one) for one in once]
         return found
 
     def perplexity(self, decode: PreTrainedModel, what: str) -> float:
@@ -141,6 +151,15 @@ class Judging:
             module = load_prefill(self.prefill[task], self.base, "bfloat16")
             self._loaded[task] = cast("PreTrainedModel", Remembering(module.to(_device())))
         return self._loaded[task]
+
+
+def first_call(answer: str) -> str:
+    """A list of calls cut off after the first, also one without end; anything else as it is."""
+    try:
+        call, _ = json.JSONDecoder().raw_decode(answer, max(0, answer.find("{")))
+    except ValueError:
+        return answer
+    return json.dumps([call])
 
 
 class Remembering:

@@ -14,7 +14,7 @@ from qsun.prefill_module import load_prefill, save_prefill
 from qsun.rounding import round_layers
 from qsun.scheme import Scheme
 from tests.builders import tiny_model
-from tests.judging import Judging, lower_by, mean
+from tests.judging import Judging, first_call, lower_by, mean
 from tests.peers.layers import linear_layers
 from tests.reference import with_adapter
 from tests.tuning import write_task
@@ -63,6 +63,15 @@ def test_answers_are_the_same_from_a_remembered_cache(judging: Judging) -> None:
     assert list(first) == ["task.tests"]
     assert len(first["task.tests"]) == 3
     assert judging.answers(decode) == first
+
+
+def test_the_first_call_is_all_that_is_left_of_calls() -> None:
+    one = '[{"name": "f", "arguments": {"a": {"b": 1}}}]'
+    assert first_call(one) == one
+    for more in (', {"name": "g", "arguments": {}}]', ', {"name": "f", "argum', ", "):
+        assert first_call(one.removesuffix("]") + more) == one
+    for no_call in ("", "none", '[{"name": "f", "argum'):
+        assert first_call(no_call) == no_call
 
 
 def test_what_is_lower_row_by_row_is_lower_for_sure() -> None:
