@@ -84,6 +84,24 @@ def test_a_window_between_two_looks_has_the_workers_batches() -> None:
     assert shares["decode-0"]["tokens_per_s"] == pytest.approx(0.75 * found["tokens_per_s"])
 
 
+def test_a_tasks_tokens_in_the_window_count_whenever_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qsun.bench.measures.steady_from", lambda *_: 1.0)
+    answers = [
+        Answer(Request(0.0, "math", 8, 3), 0.5, [0.8, 1.2, 1.5], 1.6),
+        Answer(Request(0.0, "tools", 8, 2), 1.1, [1.3, 1.6], 1.7),
+    ]
+    target = Target("", None, ("math", "tools"), "", "", "", 10, {"decode-0": "decode"})
+    looks = [(at_s, {"decode-0": Work("decode", at_s, at_s)}) for at_s in (0.1, 2.1)]
+    found = measures_of(Run(2.0, answers, looks), target, BenchConfig())
+    assert found["window_s"] == [1.0, 2.0]
+    assert found["sent"] == 1
+    tokens = {task: one["tokens_per_s"] for task, one in found["by_task"].items()}
+    assert tokens == {"math": 2.0, "tools": 2.0}
+    assert found["tokens_per_s"] == 4.0
+
+
 def test_fairness_is_jains_index() -> None:
     assert fairness([2, 2, 2, 2]) == pytest.approx(1)
     assert fairness([1, 0, 0, 0]) == pytest.approx(1 / 4)

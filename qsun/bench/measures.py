@@ -47,7 +47,7 @@ def measures_of(run: Run, target: Target, settings: BenchConfig) -> dict[str, An
     tokens_per_s = _tokens(run.answers, window) / length_s
     decode, everybody = target.count("decode"), len(target.workers)
     by_task = {
-        task: _of_task([one for one in asked if one.request.task == task], window)
+        task: _of_task([one for one in run.answers if one.request.task == task], window)
         for task in target.tasks
     }
     return {
@@ -104,13 +104,14 @@ def _latencies(answered: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _of_task(asked: Sequence[Answer], window: tuple[float, float]) -> dict[str, Any]:
+def _of_task(answers: Sequence[Answer], window: tuple[float, float]) -> dict[str, Any]:
+    asked = [one for one in answers if _within(one.sent_s, window)]
     answered = [one for one in asked if one.failure is None]
     return {
         "sent": len(asked),
         "answered": len(answered),
         **_latencies(answered),
-        "tokens_per_s": _tokens(asked, window) / (window[1] - window[0]),
+        "tokens_per_s": _tokens(answers, window) / (window[1] - window[0]),
     }
 
 
