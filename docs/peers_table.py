@@ -60,11 +60,8 @@ def _rows(folder: Path, model: str) -> tuple[Record, dict[str, Any], list[str]]:
                     *_cost(found["cost"]),
                 ]
             )
-    return (
-        record,
-        result,
-        [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)],
-    )
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+    return record, result, lines
 
 
 def _standing(folder: Path, model: str) -> str:
